@@ -1,0 +1,1 @@
+"""The front door: a thin HTTP API over the job table."""

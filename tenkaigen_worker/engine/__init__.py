@@ -1,0 +1,1 @@
+"""The engine: the model, in a process of its own."""

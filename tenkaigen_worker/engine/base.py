@@ -1,0 +1,80 @@
+"""What the worker sees of an engine: a recipe goes in, progress and pictures come out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tenkaigen_worker.recipe import Recipe
+
+
+class GenerationCanceled(Exception):
+    """The generation was stopped because its ``cancel`` event was set."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine says of itself once its model is loaded. Sizes in pixels."""
+
+    backend: str
+    model: str
+    revision: str | None
+    device: str
+    dtype: str
+    default_width: int
+    default_height: int
+    demo: bool
+    load_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One message of progress: picture ``index`` of the recipe has finished ``step`` of ``total`` denoising steps.
+
+    ``phase`` is ``encode``, ``denoise`` or ``decode``.
+    """
+
+    phase: str
+    index: int
+    step: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One finished picture: ``pixels`` is H x W x 3, uint8, row by row. ``timings_ms`` per phase."""
+
+    index: int
+    seed: int
+    width: int
+    height: int
+    pixels: bytes
+    timings_ms: dict[str, int]
+
+
+class Engine(Protocol):
+    """One model in one process, one recipe at a time."""
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What is loaded now; ``None`` while nothing is."""
+
+    async def start(self) -> EngineInfo:
+        """Start the process and load the model; a second call waits for the same load.
+
+        Raises :class:`~tenkaigen_worker.errors.EngineError` with the cause.
+        """
+
+    def generate(
+        self, recipe: Recipe, *, on_step: Callable[[Step], None], cancel: asyncio.Event
+    ) -> AsyncIterator[Picture]:
+        """Yield the recipe's pictures in order, each as soon as it is done.
+
+        Starts the process again first when it is gone. Raises :class:`GenerationCanceled` after ``cancel`` was set,
+        ``InputError`` when the recipe cannot fit, ``EngineError`` when the process crashed, hung or failed.
+        """
+
+    async def stop(self) -> None:
+        """End the process; what it was doing is lost."""

@@ -1,0 +1,115 @@
+"""Every error the program raises on purpose.
+
+::
+
+    TenkaigenError
+    ├── ConfigError              a setting is wrong; nothing was started
+    ├── PluginError              a plugin file cannot be used; says which file, which line, and why
+    ├── DatabaseError            the database cannot be reached or is not what we need
+    ├── StorageError             a finished file cannot be kept
+    └── JobError                 one job cannot go on; carries a code that stands in the job's row
+        ├── InputError           the request itself is wrong: final, never retried
+        ├── EngineError          the engine process failed: retried, counts against the engine
+        └── InfrastructureError  something around the engine failed: retried
+
+A job's ``error_code`` is one of :class:`Code`; the class of the error decides whether the job is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Code(StrEnum):
+    """What stands in ``generation_jobs.error_code``."""
+
+    INVALID_REQUEST = "invalid_request"
+    REFUSED = "refused"
+    UNSUPPORTED = "unsupported"
+    TOO_LARGE = "too_large"
+    EXPIRED = "expired"
+
+    ENGINE_CRASHED = "engine_crashed"
+    ENGINE_TIMEOUT = "engine_timeout"
+    ENGINE_FAILED = "engine_failed"
+
+    UPLOAD_FAILED = "upload_failed"
+    WORKER_LOST = "worker_lost"
+    PLUGIN_FAILED = "plugin_failed"
+    INTERNAL = "internal"
+
+
+class TenkaigenError(Exception):
+    """The root of all errors raised here on purpose; its text is one screen a person can act on."""
+
+
+class ConfigError(TenkaigenError):
+    """The configuration is wrong; the text names the file and line (or variable), and what would be right."""
+
+
+class PluginError(TenkaigenError):
+    """A plugin or style file cannot be used; the text names file, line and cause."""
+
+
+class DatabaseError(TenkaigenError):
+    """The database cannot be reached, refuses us, or has a schema this program does not know."""
+
+
+class StorageError(TenkaigenError):
+    """A file could not be stored or read.
+
+    ``permanent`` is true when trying again cannot help (a rejected key, a forbidden bucket).
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class JobError(TenkaigenError):
+    """One job cannot go on. ``code`` and the message end up in its row."""
+
+    retryable: ClassVar[bool] = True
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """One wrong field of a request: its name, what is wrong, and what would be right."""
+
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+class InputError(JobError):
+    """The request itself is wrong: final, before any GPU time is spent."""
+
+    retryable = False
+
+    def __init__(
+        self, message: str, *, code: Code = Code.INVALID_REQUEST, problems: Sequence[FieldProblem] = ()
+    ) -> None:
+        super().__init__(code, message)
+        self.problems = tuple(problems)
+
+    @classmethod
+    def of(cls, problems: Sequence[FieldProblem]) -> InputError:
+        """Join several field problems into one error, in the order they were found."""
+        return cls("; ".join(map(str, problems)), problems=problems)
+
+
+class EngineError(JobError):
+    """The engine process crashed, hung or failed while this job ran."""
+
+
+class InfrastructureError(JobError):
+    """Storage, network or database failed around the job; the job itself may be fine."""

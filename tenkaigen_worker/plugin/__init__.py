@@ -1,0 +1,1 @@
+"""Plugins: styles and hooks, from YAML, Python files and installed packages."""

@@ -1,0 +1,28 @@
+"""What the worker needs of a place for finished files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Storage(Protocol):
+    """A place for finished files. Keys are relative, ``/``-separated, and never written twice.
+
+    Methods raise :class:`~tenkaigen_worker.errors.StorageError`.
+    """
+
+    async def put(self, key: str, data: bytes, *, content_type: str) -> str:
+        """Keep ``data`` under ``key`` and answer the URL a browser can load it from. The same bytes twice is fine."""
+
+    async def list(self, prefix: str) -> Sequence[str]:
+        """All keys that start with ``prefix``."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove files; a key that is not there is fine."""
+
+    async def check(self) -> str:
+        """Write, read and delete a probe file; answer in words where files go."""
+
+    async def close(self) -> None:
+        """Give back what the storage holds open."""

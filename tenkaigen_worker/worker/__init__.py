@@ -1,0 +1,1 @@
+"""The worker: takes jobs from the queue, has them made, and puts the pictures where they belong."""
