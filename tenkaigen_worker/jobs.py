@@ -112,11 +112,39 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """How many jobs wait and run now; ``oldest_seconds`` is the age of the oldest one that is due."""
+    """How many jobs wait and run now; ``oldest_seconds`` is how long the oldest one that is due has waited."""
 
     queued: int
     processing: int
     oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A row as the people who asked for it may see it. ``progress`` from 0 to 1."""
+
+    id: UUID
+    user_id: UUID | None
+    status: Status
+    prompt: str
+    style: str | None
+    width: int | None
+    height: int | None
+    seed: int | None
+    progress: float
+    stage: str | None
+    result_url: str | None
+    outputs: tuple[Output, ...]
+    error_code: str | None
+    error_message: str | None
+    attempt: int
+    max_attempts: int
+    retry_of: UUID | None
+    cancel_requested: bool
+    processing_time_ms: int | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
 
 
 class Queue(Protocol):

@@ -8,6 +8,18 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Model:
+    """What a loaded model is called, and the size in pixels that it likes best. ``demo`` marks an untrained one."""
+
+    backend: str
+    name: str
+    revision: str | None
+    default_width: int
+    default_height: int
+    demo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """All that decides a picture, and nothing else: no path, no user id.
 

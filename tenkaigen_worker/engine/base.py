@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tenkaigen_worker.recipe import Recipe
+from tenkaigen_worker.recipe import Model, Recipe
 
 
 class GenerationCanceled(Exception):
@@ -16,16 +16,11 @@ class GenerationCanceled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine says of itself once its model is loaded. Sizes in pixels."""
+    """What an engine says of itself once its model is loaded."""
 
-    backend: str
-    model: str
-    revision: str | None
+    model: Model
     device: str
     dtype: str
-    default_width: int
-    default_height: int
-    demo: bool
     load_ms: int
 
 
