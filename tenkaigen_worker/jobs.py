@@ -121,7 +121,7 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A row as the people who asked for it may see it. ``progress`` from 0 to 1."""
+    """A row as the people who asked for it may see it. ``progress`` from 0 to 1; ``demo`` is the recipe's."""
 
     id: UUID
     user_id: UUID | None
@@ -145,6 +145,7 @@ class JobView:
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
+    demo: bool = False
 
 
 class Queue(Protocol):
