@@ -1,0 +1,422 @@
+"""What the front door says over HTTP, with a stand-in for the job table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient, TestServer
+
+from tenkaigen_worker.api.app import make_app
+from tenkaigen_worker.api.parts import Accepted, Parts, StyleList
+from tenkaigen_worker.config import ApiSettings
+from tenkaigen_worker.errors import DatabaseError, FieldProblem, InputError, StorageError
+from tenkaigen_worker.jobs import JobView, Output, Status
+from tenkaigen_worker.storage.local import LocalStorage
+
+NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
+QUEUED = JobView(
+    id=UUID("3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11"),
+    user_id=None,
+    status=Status.QUEUED,
+    prompt="A phoenix rising",
+    style="Anime",
+    width=None,
+    height=None,
+    seed=None,
+    progress=0.0,
+    stage=None,
+    result_url=None,
+    outputs=(),
+    error_code=None,
+    error_message=None,
+    attempt=0,
+    max_attempts=3,
+    retry_of=None,
+    cancel_requested=False,
+    processing_time_ms=None,
+    created_at=NOW,
+    started_at=None,
+    completed_at=None,
+)
+
+
+class Table:
+    """A stand-in for the job table; ``broken`` is raised by every question."""
+
+    def __init__(self) -> None:
+        self.jobs = {QUEUED.id: QUEUED}
+        self.submitted: list[dict[str, Any]] = []
+        self.broken: Exception | None = None
+
+    async def submit(
+        self, columns: Mapping[str, Any], *, user_id: UUID | None, idempotency_key: str | None, request_hash: str | None
+    ) -> JobView:
+        self._answer()
+        self.submitted.append({**columns, "key": idempotency_key, "hash": request_hash})
+        return QUEUED
+
+    async def get(self, job_id: UUID, user_id: UUID | None = None) -> JobView | None:
+        self._answer()
+        return self.jobs.get(job_id)
+
+    async def cancel(self, job_id: UUID) -> JobView | None:
+        self._answer()
+        job = self.jobs.get(job_id)
+        return job and replace(job, status=Status.CANCELED)
+
+    async def retry(self, job_id: UUID) -> JobView | None:
+        self._answer()
+        job = self.jobs.get(job_id)
+        return job and replace(job, id=UUID(int=7), retry_of=job.id)
+
+    def _answer(self) -> None:
+        if self.broken:
+            raise self.broken
+
+
+def accept(fields: Mapping[str, Any]) -> Accepted:
+    if not fields.get("prompt"):
+        raise InputError.of([FieldProblem("prompt", "must not be empty"), FieldProblem("seed", "must be a number")])
+    return Accepted({"prompt": fields["prompt"]}, "hash")
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def reasons() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "files", "http://127.0.0.1/files")
+
+
+@pytest.fixture
+async def client(table: Table, reasons: list[str], storage: LocalStorage) -> AsyncIterator[TestClient[Any, Any]]:
+    async def problems() -> Sequence[str]:
+        return reasons
+
+    styles = StyleList([("Anime", "Vibrant colors")], ["plugins/broken.py:3: no such name"])
+    parts = Parts(table, storage, accept, lambda: styles, problems)
+    settings = ApiSettings(allowed_hosts=("shop.example",), max_body_bytes=2048)
+    async with TestClient(TestServer(make_app(parts, settings))) as client:
+        yield client
+
+
+async def problem(response: ClientResponse, status: int, code: str) -> dict[str, Any]:
+    """The body of a problem document, after checking what all of them share."""
+    body: dict[str, Any] = await response.json(content_type="application/problem+json")
+    assert (response.status, body["code"]) == (status, code)
+    assert set(body) == {"type", "title", "status", "detail", "code", "errors", "error"}
+    assert body["status"] == status
+    assert body["detail"] == body["error"] != ""
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Request-Id"]
+    return body
+
+
+# Submitting
+
+
+async def test_a_request_is_queued(client: TestClient, table: Table) -> None:
+    response = await client.post("/api/generate", json={"prompt": "A fox", "shop_field": {"anything": 1}})
+    assert response.status == 202
+    assert await response.json() == {"jobId": str(QUEUED.id), "status": "queued"}
+    assert response.headers["Location"] == f"/api/generate/status/{QUEUED.id}"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert table.submitted == [{"prompt": "A fox", "key": None, "hash": "hash"}]
+
+
+@pytest.mark.parametrize("sent", ['"8e03978e-40d5"', "8e03978e-40d5"])
+async def test_an_idempotency_key_is_handed_on(client: TestClient, table: Table, sent: str) -> None:
+    await client.post("/api/generate", json={"prompt": "A fox"}, headers={"Idempotency-Key": sent})
+    assert table.submitted[0]["key"] == "8e03978e-40d5"
+
+
+@pytest.mark.parametrize("sent", ["", '""', '"', "a b", "x" * 256, "ü"])
+async def test_a_wrong_idempotency_key_is_named(client: TestClient, table: Table, sent: str) -> None:
+    response = await client.post("/api/generate", json={"prompt": "A fox"}, headers={"Idempotency-Key": sent})
+    body = await problem(response, 400, "invalid_idempotency_key")
+    assert body["errors"][0]["field"] == "Idempotency-Key"
+    assert table.submitted == []
+
+
+async def test_wrong_fields_are_named(client: TestClient) -> None:
+    body = await problem(await client.post("/api/generate", json={"prompt": ""}), 400, "invalid_request")
+    assert body["errors"] == [
+        {"field": "prompt", "message": "must not be empty"},
+        {"field": "seed", "message": "must be a number"},
+    ]
+    assert body["error"] == "prompt: must not be empty; seed: must be a number"
+
+
+@pytest.mark.parametrize(
+    ("raw", "hint"),
+    [
+        (b"", "line 1, column 1"),
+        (b'{"prompt": "a",\n "seed": }', "line 2, column 10"),
+        (b"[1]", "must be an object"),
+        (b'"text"', "must be an object"),
+        (b'{"seed": NaN}', "NaN is not a JSON number"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "the body is larger than 2048 bytes"),
+        (b'{"prompt": "\xff"}', "byte 12 is not UTF-8"),
+        (b"[" * 2000, "the body is not the JSON"),
+    ],
+)
+async def test_malformed_json_says_where(client: TestClient, raw: bytes, hint: str) -> None:
+    response = await client.post("/api/generate", data=raw, headers={"Content-Type": "application/json"})
+    status, code = (413, "body_too_large") if "larger" in hint else (400, "malformed_json")
+    assert hint in (await problem(response, status, code))["detail"]
+
+
+async def test_a_number_of_five_thousand_digits_is_refused(table: Table, storage: LocalStorage) -> None:
+    async def problems() -> Sequence[str]:
+        return ()
+
+    app = make_app(Parts(table, storage, accept, lambda: StyleList((), ()), problems), ApiSettings())
+    async with TestClient(TestServer(app)) as client:
+        raw = b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}"
+        response = await client.post("/api/generate", data=raw, headers={"Content-Type": "application/json"})
+        await problem(response, 400, "malformed_json")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+async def test_other_content_types_are_refused(client: TestClient, table: Table, kind: str | None) -> None:
+    headers = {"Content-Type": kind} if kind else {}
+    response = await client.post(
+        "/api/generate", data=b'{"prompt": "a"}', headers=headers, skip_auto_headers=["Content-Type"]
+    )
+    body = await problem(response, 415, "unsupported_media_type")
+    assert "application/json" in body["detail"]
+    assert table.submitted == []
+
+
+async def test_a_charset_beside_the_content_type_is_fine(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    response = await client.post("/api/generate", data=json.dumps({"prompt": "狐"}).encode(), headers=headers)
+    assert response.status == 202
+
+
+async def test_a_large_body_without_a_length_is_refused_too(client: TestClient) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b" " * 1024
+
+    response = await client.post("/api/generate", data=chunks(), headers={"Content-Type": "application/json"})
+    await problem(response, 413, "body_too_large")
+
+
+# Following
+
+
+async def status_of(client: TestClient, table: Table, job: JobView) -> dict[str, Any]:
+    table.jobs[job.id] = job
+    response = await client.get(f"/api/generate/status/{job.id}")
+    assert response.status == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    body: dict[str, Any] = await response.json()
+    return body
+
+
+async def test_the_status_of_a_queued_job(client: TestClient, table: Table) -> None:
+    assert await status_of(client, table, QUEUED) == {
+        "jobId": str(QUEUED.id),
+        "status": "queued",
+        "progress": 0.0,
+        "stage": None,
+        "result_url": None,
+        "outputs": [],
+        "error_code": None,
+        "error_message": None,
+        "prompt": "A phoenix rising",
+        "style": "Anime",
+        "width": None,
+        "height": None,
+        "seed": None,
+        "attempt": 0,
+        "max_attempts": 3,
+        "cancel_requested": False,
+        "retry_of": None,
+        "created_at": "2026-11-01T12:00:00+00:00",
+        "started_at": None,
+        "completed_at": None,
+        "processing_time_ms": None,
+        "demo": False,
+    }
+
+
+async def test_the_status_of_a_completed_job(client: TestClient, table: Table) -> None:
+    output = Output(0, "u/j/1-0-a.png", "http://x/files/u/j/1-0-a.png", 64, 48, 1234, "ab" * 32, 7)
+    done = replace(
+        QUEUED,
+        status=Status.COMPLETED,
+        progress=1.0,
+        result_url=output.url,
+        outputs=(output,),
+        completed_at=NOW,
+        demo=True,
+    )
+    body = await status_of(client, table, done)
+    assert (body["status"], body["progress"], body["result_url"], body["demo"]) == ("completed", 1.0, output.url, True)
+    assert body["completed_at"] == "2026-11-01T12:00:00+00:00"
+    assert body["outputs"] == [
+        {"index": 0, "url": output.url, "width": 64, "height": 48, "bytes": 1234, "sha256": "ab" * 32, "seed": 7}
+    ]
+
+
+async def test_a_canceled_job_reads_as_failed(client: TestClient, table: Table) -> None:
+    body = await status_of(client, table, replace(QUEUED, status=Status.CANCELED))
+    assert (body["status"], body["error_code"]) == ("failed", "canceled")
+    assert body["error_message"] == "this job was canceled"
+
+
+@pytest.mark.parametrize("status", list(Status))
+async def test_pages_only_ever_see_four_statuses(client: TestClient, table: Table, status: Status) -> None:
+    body = await status_of(client, table, replace(QUEUED, status=status))
+    assert body["status"] in ("queued", "processing", "completed", "failed")
+
+
+@pytest.mark.parametrize("job_id", ["42", "x" * 3000, str(QUEUED.id)[:-1], "{" + str(QUEUED.id) + "}", QUEUED.id.hex])
+@pytest.mark.parametrize("route", ["GET status/{}", "POST {}/cancel", "POST {}/retry"])
+async def test_a_wrong_id_is_named(client: TestClient, job_id: str, route: str) -> None:
+    method, path = route.format(job_id).split()
+    body = await problem(await client.request(method, f"/api/generate/{path}"), 400, "invalid_job_id")
+    assert body["errors"][0]["field"] == "jobId"
+    assert len(body["detail"]) < 300
+
+
+@pytest.mark.parametrize("route", ["GET status/{}", "POST {}/cancel", "POST {}/retry"])
+async def test_a_job_that_is_not_there(client: TestClient, route: str) -> None:
+    method, path = route.format(uuid4()).split()
+    await problem(await client.request(method, f"/api/generate/{path}"), 404, "job_not_found")
+
+
+async def test_an_id_in_capitals_is_the_same_id(client: TestClient) -> None:
+    assert (await client.get(f"/api/generate/status/{str(QUEUED.id).upper()}")).status == 200
+
+
+async def test_cancel_answers_the_job(client: TestClient) -> None:
+    response = await client.post(f"/api/generate/{QUEUED.id}/cancel")
+    assert response.status == 202
+    assert (await response.json())["error_message"] == "this job was canceled"
+
+
+async def test_retry_answers_the_new_job(client: TestClient) -> None:
+    response = await client.post(f"/api/generate/{QUEUED.id}/retry")
+    assert response.status == 202
+    assert await response.json() == {"jobId": str(UUID(int=7)), "status": "queued", "retry_of": str(QUEUED.id)}
+    assert response.headers["Location"] == f"/api/generate/status/{UUID(int=7)}"
+
+
+# Beside the jobs
+
+
+async def test_styles_and_what_is_wrong_with_plugins(client: TestClient) -> None:
+    assert await (await client.get("/api/styles")).json() == {
+        "styles": [{"name": "Anime", "description": "Vibrant colors"}],
+        "problems": ["plugins/broken.py:3: no such name"],
+    }
+
+
+async def test_health_and_readiness(client: TestClient, reasons: list[str]) -> None:
+    assert (await client.get("/healthz")).status == 200
+    assert (await client.get("/readyz")).status == 200
+    reasons += ["the database cannot be reached", "no table"]
+    assert (await client.get("/healthz")).status == 200
+    response = await client.get("/readyz")
+    assert (await problem(response, 503, "not_ready"))["detail"] == "the database cannot be reached; no table"
+    assert response.headers["Retry-After"] == "5"
+
+
+async def test_the_index_lists_the_routes(client: TestClient) -> None:
+    routes = (await (await client.get("/")).json())["routes"]
+    assert "POST /api/generate" in routes
+    assert "GET /api/generate/status/{job_id}" in routes
+
+
+# Errors
+
+
+async def test_unknown_routes(client: TestClient) -> None:
+    assert "/api/nothing" in (await problem(await client.get("/api/nothing"), 404, "not_found"))["detail"]
+
+
+async def test_wrong_methods_name_the_right_ones(client: TestClient) -> None:
+    response = await client.get("/api/generate")
+    assert "POST" in (await problem(response, 405, "method_not_allowed"))["detail"]
+    assert response.headers["Allow"] == "POST"
+    response = await client.delete("/files/a.png")
+    assert response.headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("error", [DatabaseError("no answer from secret-host:5432"), StorageError("/secret/path")])
+async def test_an_outage_is_503_without_addresses(
+    client: TestClient, table: Table, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    table.broken = error
+    for method, path in [
+        ("POST", "/api/generate"),
+        ("GET", f"/api/generate/status/{QUEUED.id}"),
+        ("POST", f"/api/generate/{QUEUED.id}/cancel"),
+        ("POST", f"/api/generate/{QUEUED.id}/retry"),
+    ]:
+        body = {"prompt": "A fox"} if path == "/api/generate" else None
+        response = await client.request(method, path, json=body)
+        kind = "database" if isinstance(error, DatabaseError) else "storage"
+        assert "secret" not in (await problem(response, 503, f"{kind}_unavailable"))["detail"]
+        assert response.headers["Retry-After"] == "5"
+    assert str(error) in caplog.text
+
+
+async def test_the_unexpected_is_logged_and_not_shown(
+    client: TestClient, table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    table.broken = RuntimeError("secret internals")
+    response = await client.get(f"/api/generate/status/{QUEUED.id}", headers={"X-Request-Id": "abc-1"})
+    body = await problem(response, 500, "internal")
+    assert "secret" not in json.dumps(body)
+    assert "abc-1" in body["detail"]
+    assert response.headers["X-Request-Id"] == "abc-1"
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.action == "request_failed"  # type: ignore[attr-defined]
+    assert "secret internals" in caplog.text
+
+
+async def test_every_response_has_a_request_id(client: TestClient) -> None:
+    ids = {(await client.get(path)).headers["X-Request-Id"] for path in ("/", "/healthz", "/nothing", "/files/no.png")}
+    assert len(ids) == 4
+    given = await client.get("/", headers={"X-Request-Id": "trace_1.2-3"})
+    assert given.headers["X-Request-Id"] == "trace_1.2-3"
+    strange = await client.get("/", headers={"X-Request-Id": "a b<script>"})
+    assert "<" not in strange.headers["X-Request-Id"]
+
+
+async def test_requests_are_logged_and_polling_only_in_detail(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tenkaigen.api")
+    await client.get(f"/api/generate/status/{QUEUED.id}")
+    await client.post("/api/generate", json={"prompt": "A fox"})
+    assert [record.getMessage() for record in caplog.records] == ["POST /api/generate: 202"]
+
+
+async def test_many_at_once(client: TestClient) -> None:
+    async def one(number: int) -> str:
+        response = await client.get("/", headers={"X-Request-Id": str(number)})
+        return response.headers["X-Request-Id"]
+
+    assert await asyncio.gather(*map(one, range(50))) == [str(number) for number in range(50)]
