@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from tenkaigen_worker.errors import ConfigError
+from tenkaigen_worker.settings_sources import DISAGREE, flatten, gather
+
+DEFAULT_FILE = Path("worker.yaml")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+Size = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+Text = Annotated[str, Field(min_length=1)]
+
+# Sections are strict (`yes` is no number of seconds); these two are what YAML has no type of its own for.
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+def _matches(pattern: str, wanted: str) -> AfterValidator:
+    """Check text against a pattern, and say in words what would be right."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"should be {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+Device = Annotated[str, _matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0")]
+ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
 
 
 class Section(BaseModel):
     """A section of the configuration: frozen, and no key that nobody knows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class DatabaseSettings(Section):
@@ -24,6 +65,14 @@ class DatabaseSettings(Section):
     pool_size: Annotated[int, Field(ge=2, le=50)] = 4
     connect_timeout_seconds: Seconds = 10
     command_timeout_seconds: Seconds = 30
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr) -> SecretStr:
+        value = url.get_secret_value()
+        if value != "embedded" and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("should be embedded, or a URL such as postgresql://user@host:5432/database")
+        return url
 
 
 class PhaseLimits(Section):
@@ -39,9 +88,9 @@ class EngineSettings(Section):
     """What makes the pictures."""
 
     backend: Literal["auto", "nunchaku", "diffusers", "tiny", "blank"] = "auto"
-    model: str = "Qwen/Qwen-Image"
-    revision: str | None = None
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    model: Text = "Qwen/Qwen-Image"
+    revision: Text | None = None
+    device: Device = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     offload: Literal["auto", "none", "model", "sequential"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -59,9 +108,17 @@ class GenerationSettings(Section):
     """What a request gets that does not ask for it. Sizes in pixels; unset means what the engine's model likes."""
 
     default_mode: str = "quality"
-    modes: dict[str, ModeSettings] = {"quality": ModeSettings(steps=50, guidance_scale=4.0)}
-    default_width: Annotated[int, Field(ge=64, le=4096, multiple_of=16)] | None = None
-    default_height: Annotated[int, Field(ge=64, le=4096, multiple_of=16)] | None = None
+    modes: dict[ModeName, ModeSettings] = {"quality": ModeSettings(steps=50, guidance_scale=4.0)}
+    default_width: Size | None = None
+    default_height: Size | None = None
+
+    @model_validator(mode="after")
+    def _default_is_a_mode(self) -> Self:
+        if self.default_mode not in self.modes:
+            near = get_close_matches(self.default_mode, self.modes, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"there is {', '.join(self.modes) or 'none'}"
+            raise _disagree(f"no mode has this name; {advice}", "default_mode", "modes")
+        return self
 
 
 class WorkerSettings(Section):
@@ -75,26 +132,37 @@ class WorkerSettings(Section):
     prefetch_seconds: Annotated[float, Field(ge=0, le=600)] = 3
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     rescue_seconds: Seconds = 10
-    health_host: str = "127.0.0.1"
+    health_host: Text = "127.0.0.1"
     health_port: Port | None = 8081
+
+    @model_validator(mode="after")
+    def _one_heartbeat_may_be_lost(self) -> Self:
+        if self.heartbeat_seconds >= self.lease_seconds / 2:
+            raise _disagree(
+                f"should be less than half of worker.lease_seconds ({self.lease_seconds:g}), so that one late "
+                f"heartbeat does not lose the job; it is {self.heartbeat_seconds:g}",
+                "heartbeat_seconds",
+                "lease_seconds",
+            )
+        return self
 
 
 class ApiSettings(Section):
     """The front door. It speaks to this machine only, unless ``allow_remote`` says otherwise."""
 
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 8000
     auth: Literal["none"] = "none"
     allow_remote: bool = False
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
 
 
 class LocalStorageSettings(Section):
     """Files in a folder, served by the API under ``/files``. ``public_url`` is where a browser finds that."""
 
-    path: Path | None = None
-    public_url: str | None = None
+    path: FilePath | None = None
+    public_url: Text | None = None
 
 
 class StorageSettings(Section):
@@ -107,7 +175,7 @@ class StorageSettings(Section):
 class PluginSettings(Section):
     """Drop-in files: Python and YAML, from folders or single files."""
 
-    paths: tuple[Path, ...] = (Path("plugins"),)
+    paths: Annotated[tuple[FilePath, ...], Field(strict=False)] = (Path("plugins"),)
     strict: bool = False
     hook_timeout_seconds: Seconds = 10
 
@@ -128,7 +196,7 @@ class LogSettings(Section):
 class Settings(Section):
     """Everything that can be set."""
 
-    state_dir: Path = Path(".tenkaigen")
+    state_dir: FilePath = Path(".tenkaigen")
     database: DatabaseSettings = DatabaseSettings()
     engine: EngineSettings = EngineSettings()
     generation: GenerationSettings = GenerationSettings()
@@ -138,3 +206,44 @@ class Settings(Section):
     plugins: PluginSettings = PluginSettings()
     cost: CostSettings = CostSettings()
     log: LogSettings = LogSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings in force.
+
+    ``origins`` says of each dotted key where its value came from: ``default``, ``worker.yaml:12``, or the name of a
+    variable. ``file`` is the file that was read, if any.
+    """
+
+    settings: Settings
+    origins: Mapping[str, str]
+    file: Path | None
+
+
+def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
+    """Read a configuration file and lay ``TENKAIGEN_*`` variables over it.
+
+    Without ``path``, ``worker.yaml`` in the working directory is read where there is one, else the defaults hold.
+    ``environ`` is the process's own environment unless given. Raises :class:`~tenkaigen_worker.errors.ConfigError`
+    that names every problem at once, one line each, and quotes no secret.
+    """
+    file = path if path is not None else DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    sources = gather(Settings, file, os.environ if environ is None else environ)
+    invalid: ValidationError | None = None
+    try:
+        settings = Settings.model_validate(sources.values)
+    except ValidationError as error:
+        invalid = error
+    problems = sources.report(invalid)
+    if problems:
+        head = "" if len(problems) == 1 else f"{len(problems)} settings are wrong:\n  "
+        raise ConfigError(head + "\n  ".join(problems))
+
+    origins = {".".join(key): sources.origin(key) or "default" for key, _ in flatten(settings)}
+    return Loaded(settings, MappingProxyType(origins), file)
+
+
+def _disagree(message: str, *keys: str) -> PydanticCustomError:
+    """Two settings do not fit together; the message is about the first of ``keys``."""
+    return PydanticCustomError(DISAGREE, "{message}", {"message": message, "keys": keys})
