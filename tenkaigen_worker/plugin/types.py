@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+PLACEHOLDER = "{prompt}"
+
 
 class Refused(Exception):
-    """Raise this from ``transform_prompt`` to refuse a request; its text is shown to the user."""
+    """Raise this from ``transform_prompt`` or ``process_image`` to refuse a request; its text is shown to the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,23 +20,66 @@ class Style:
     """A named look.
 
     ``prompt`` is a template in which ``{prompt}`` stands for the user's words; ``negative_prompt`` is joined to the
-    user's own. ``replaces`` allows this style to take the place of another of the same name.
+    user's own. ``replaces`` allows this style to take the place of another of the same name. ``origin``, the file or
+    package it came from, is filled in when it is loaded.
+
+    Raises ``ValueError`` when the name or the template cannot be used.
     """
 
     name: str
     description: str = ""
-    prompt: str = "{prompt}"
+    prompt: str = PLACEHOLDER
     negative_prompt: str = ""
     replaces: bool = False
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_template(self.prompt)
+        check_words(self.negative_prompt)
+
+
+def check_name(name: str) -> str:
+    """Refuse a style name that no one could type or show; raises ``ValueError``."""
+    if not any(map(str.isalnum, name)):
+        raise ValueError(f"a style's name needs a letter or a digit, and {name!r} has none")
+    if len(name) > 64 or not name.isprintable():
+        raise ValueError("a style's name is one line of at most 64 characters")
+    return name
+
+
+def check_template(template: str) -> str:
+    """Refuse a template that would lose the user's words or leave braces in them; raises ``ValueError``."""
+    if PLACEHOLDER not in template:
+        raise ValueError(f"the template needs {PLACEHOLDER} where the user's words go, as in '{PLACEHOLDER}, ink'")
+    check_words(template.replace(PLACEHOLDER, ""))
+    return template
+
+
+def check_words(words: str) -> str:
+    """Refuse braces, which only ``{prompt}`` in a style's ``prompt`` may have; raises ``ValueError``."""
+    if found := re.search(r"\{[^{}]*\}?|\}", words):
+        raise ValueError(
+            f"{found[0]!r} means nothing here: {PLACEHOLDER}, in a style's prompt, is the only placeholder"
+        )
+    return words
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The words that go to the model, after the style's template was filled in."""
+    """The words that go to the model, after the style's template was filled in.
+
+    ``asked`` is what the user wrote, before the style: look there to judge a request, and change ``text``.
+    """
 
     text: str
     negative: str
     style: str
+    asked: str
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.text, str) and isinstance(self.negative, str)):
+            raise TypeError("Prompt.text and Prompt.negative must be text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,138 @@
+"""The built-in plugin that reads styles from YAML files, again whenever they change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from tenkaigen_worker.plugin.hookspecs import hookimpl
+from tenkaigen_worker.plugin.names import suggest
+from tenkaigen_worker.plugin.problems import BrokenPlugin, Problem, describe_error
+from tenkaigen_worker.plugin.types import PLACEHOLDER, Style, check_name, check_template, check_words
+
+
+class StyleFile(BaseModel):
+    """What a style file may say; see :class:`~tenkaigen_worker.plugin.Style`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Annotated[str, AfterValidator(check_name)]
+    description: str = ""
+    prompt: Annotated[str, AfterValidator(check_template)] = PLACEHOLDER
+    negative_prompt: Annotated[str, AfterValidator(check_words)] = ""
+    replaces: bool = False
+
+
+def read_style(file: Path) -> Style:
+    """Read one style file; raises :class:`BrokenPlugin` with all that is wrong with it."""
+    data, lines = _read_yaml(file)
+    try:
+        return Style(**StyleFile.model_validate(data).model_dump(), origin=str(file))
+    except ValidationError as error:
+        problems = []
+        for wrong in error.errors(include_url=False):
+            key = str(wrong["loc"][0])
+            problems.append(
+                Problem(str(file), lines.get(key), _explain(key, wrong["type"], wrong["input"], wrong["msg"]))
+            )
+        raise BrokenPlugin(problems) from None
+
+
+def _explain(key: str, kind: str, value: object, text: str) -> str:
+    if kind == "extra_forbidden":
+        keys = list(StyleFile.model_fields)
+        near = suggest(key, keys)
+        return f"unknown key {key!r}{';' if near else '.'}{near} The keys are: {', '.join(keys)}"
+    if kind == "missing":
+        return f"{key} is missing: a style needs at least a name, as in 'name: Anime'"
+    if kind == "string_type":
+        return f"{key} must be text: put it in quotes"
+    if kind == "bool_type":
+        return f"{key} must be true or false, not {value!r}"
+    return f"{key}: {text.removeprefix('Value error, ')}"
+
+
+def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read a YAML mapping, and the line of each of its keys."""
+    try:
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8-sig"))
+        node = loader.get_single_node()
+        data = None if node is None else loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        hint = "; text with braces or colons needs quotes" if mark else ""
+        line = mark.line + 1 if mark else None
+        raise BrokenPlugin([Problem(str(file), line, f"this is not YAML: {error.problem}{hint}")]) from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise BrokenPlugin([Problem(str(file), None, f"cannot be read: {describe_error(error)}")]) from None
+
+    if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
+        message = "a style file has lines such as 'name: Anime'; this one " + (
+            "is empty" if node is None else "has none"
+        )
+        raise BrokenPlugin([Problem(str(file), None, message)])
+
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise BrokenPlugin(
+                [Problem(str(file), line, f"{key.value} stands here twice, first on line {lines[key.value]}")]
+            )
+        lines[str(key.value)] = line
+    return {str(key): value for key, value in data.items()}, lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is known of one file: how it looked on disk when it was read, and what came of it."""
+
+    stamp: tuple[int, int, int] | None
+    style: Style | None
+    problems: tuple[Problem, ...]
+
+
+class Catalog:
+    """The styles of all YAML files that ``find_files`` lists; a file's last good version stays in force."""
+
+    def __init__(self, find_files: Callable[[], Sequence[Path]]) -> None:
+        self._find_files = find_files
+        self._entries: dict[Path, _Entry] = {}
+        self.refresh()
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return tuple(problem for entry in self._entries.values() for problem in entry.problems)
+
+    @hookimpl
+    def register_styles(self) -> list[Style]:
+        """Offer the styles that are in the files now."""
+        return [entry.style for entry in self._entries.values() if entry.style]
+
+    def refresh(self) -> bool:
+        """Read what is new or changed; say whether there was anything. Costs one ``stat`` a file."""
+        before = self._entries
+        self._entries = {file: self._look(file, before.get(file)) for file in self._find_files()}
+        return self._entries != before
+
+    def _look(self, file: Path, known: _Entry | None) -> _Entry:
+        stamp = _stamp(file)
+        if known and known.stamp == stamp:
+            return known
+        try:
+            return _Entry(stamp, read_style(file), ())
+        except BrokenPlugin as broken:
+            return _Entry(stamp, known.style if known else None, broken.problems)
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
