@@ -13,7 +13,7 @@ from aiohttp import web
 from tenkaigen_worker.api.errors import Problem
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_KEY = re.compile(r'"(?P<quoted>[!#-\[\]-~]{1,255})"|(?P<bare>[!#-\[\]-~]{1,255})')
+_KEY = re.compile(r'"(?P<quoted>[!#-\[\]-~]{1,200})"|(?P<bare>[!#-\[\]-~]{1,200})')
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def read_idempotency_key(request: web.Request) -> str | None:
         return None
     match = _KEY.fullmatch(sent[0].strip())
     if len(sent) > 1 or match is None:
-        message = "send one key of 1 to 255 visible ASCII characters without quotes or backslashes, such as a UUID"
+        message = "send one key of 1 to 200 visible ASCII characters without quotes or backslashes, such as a UUID"
         raise Problem.of_field(HTTPStatus.BAD_REQUEST, "invalid_idempotency_key", "Idempotency-Key", message)
     return match["quoted"] or match["bare"]
 

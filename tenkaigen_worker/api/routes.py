@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
 from http import HTTPStatus
-from typing import Any
 from uuid import UUID
 
 from aiohttp import web
@@ -14,7 +12,8 @@ from tenkaigen_worker import __version__
 from tenkaigen_worker.api.body import read_idempotency_key, read_job_id, read_object
 from tenkaigen_worker.api.errors import RETRY_AFTER_SECONDS, Problem
 from tenkaigen_worker.api.parts import PARTS
-from tenkaigen_worker.jobs import JobView, Output, Status
+from tenkaigen_worker.api.views import status_body
+from tenkaigen_worker.jobs import JobView
 
 _NEVER_KEPT = {"Cache-Control": "no-store"}
 
@@ -80,51 +79,6 @@ async def get_index(request: web.Request) -> web.Response:
         if route.resource is not None and route.method != "HEAD"
     )
     return web.json_response({"name": "tenkaigen", "version": __version__, "routes": routes})
-
-
-def status_body(job: JobView) -> dict[str, Any]:
-    """A job as pages poll for it: they know four statuses, so a canceled job reads as failed and says why."""
-    canceled = job.status is Status.CANCELED
-    return {
-        "jobId": str(job.id),
-        "status": Status.FAILED if canceled else job.status,
-        "progress": job.progress,
-        "stage": job.stage,
-        "result_url": job.result_url,
-        "outputs": [_output_body(output) for output in job.outputs],
-        "error_code": "canceled" if canceled else job.error_code,
-        "error_message": "this job was canceled" if canceled else job.error_message,
-        "prompt": job.prompt,
-        "style": job.style,
-        "width": job.width,
-        "height": job.height,
-        "seed": job.seed,
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        "cancel_requested": job.cancel_requested,
-        "retry_of": str(job.retry_of) if job.retry_of else None,
-        "created_at": job.created_at.isoformat(),
-        "started_at": _moment(job.started_at),
-        "completed_at": _moment(job.completed_at),
-        "processing_time_ms": job.processing_time_ms,
-        "demo": job.demo,
-    }
-
-
-def _output_body(output: Output) -> dict[str, Any]:
-    return {
-        "index": output.index,
-        "url": output.url,
-        "width": output.width,
-        "height": output.height,
-        "bytes": output.bytes,
-        "sha256": output.sha256,
-        "seed": output.seed,
-    }
-
-
-def _moment(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment else None
 
 
 def _found(job_id: UUID, job: JobView | None) -> JobView:
