@@ -1,0 +1,167 @@
+"""``tenkaigen doctor``: is everything here that a worker needs, and if not, what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import click
+
+from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.errors import TenkaigenError
+
+if TYPE_CHECKING:
+    from tenkaigen_worker.config import Settings
+
+PYTHON_NEEDED = (3, 11)
+# Room for pictures and a model's files before things break, in bytes.
+DISK_NEEDED = 5 * 1024**3
+
+# Asked in a process of its own, so that torch is never loaded into this one.
+ASK_TORCH = """
+import json, torch
+gpus = []
+if torch.cuda.is_available():
+    for number in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(number)
+        gpus.append({"name": p.name, "gib": round(p.total_memory / 2**30, 1), "sm": p.major * 10 + p.minor})
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. ``remedy`` says what to do; it is empty when nothing needs doing."""
+
+    subject: str
+    found: str
+    remedy: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.remedy
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    r"""Check this machine, the database, storage and plugins: each is ok, or says what to do.
+
+    Exits with 1 when something needs doing.
+
+    \b
+    Example:
+      tenkaigen doctor
+      tenkaigen -c config/a10g.yaml doctor
+    """
+    settings = load_settings(ctx).settings
+    findings = asyncio.run(_examine(settings, quiet=as_json))
+    if as_json:
+        click.echo(json.dumps([{**asdict(finding), "ok": finding.ok} for finding in findings], indent=2))
+    ctx.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+async def _examine(settings: Settings, *, quiet: bool) -> list[Finding]:
+    findings = []
+    for examine in (_python, _torch, _nunchaku, _database, _storage, _plugins, _disk):
+        async for finding in examine(settings):
+            findings.append(finding)
+            if not quiet:
+                _show(finding)
+    return findings
+
+
+def _show(finding: Finding) -> None:
+    mark = click.style("ok  ", fg="green") if finding.ok else click.style("no  ", fg="red", bold=True)
+    click.echo(f"{mark}{finding.subject:<12}{finding.found}")
+    if finding.remedy:
+        click.echo(f"{'':16}{finding.remedy}")
+
+
+async def _python(_: Settings) -> AsyncIterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    needed = ".".join(map(str, PYTHON_NEEDED))
+    yield Finding("Python", version, "" if sys.version_info >= PYTHON_NEEDED else f"Use Python {needed} or newer.")
+
+
+async def _torch(settings: Settings) -> AsyncIterator[Finding]:
+    needs_torch = settings.engine.backend != "blank"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ASK_TORCH), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    answer, complaint = await process.communicate()
+    if process.returncode != 0:
+        cause = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["no answer"]
+        remedy = 'Install it: pip install "tenkaigen-worker[inference]"; docs/setup.md names the right torch build.'
+        yield Finding("torch", f"cannot be imported: {cause[0]}", remedy if needs_torch else "")
+        return
+
+    said = json.loads(answer)
+    yield Finding("torch", f"{said['torch']}, CUDA {said['cuda'] or 'none'}; diffusers {_version('diffusers')}")
+    gpus = ", ".join(f"{gpu['name']} ({gpu['gib']} GiB, sm_{gpu['sm']})" for gpu in said["gpus"])
+    needs_gpu = settings.engine.backend in ("auto", "nunchaku") or settings.engine.device.startswith("cuda")
+    remedy = "Install an NVIDIA driver and a CUDA build of torch, or set engine.backend to diffusers and wait longer."
+    yield Finding("GPU", gpus or "none that torch can use", remedy if needs_gpu and not gpus else "")
+
+
+async def _nunchaku(settings: Settings) -> AsyncIterator[Finding]:
+    from importlib.util import find_spec
+
+    wanted = settings.engine.backend == "nunchaku"
+    version = _version("nunchaku")
+    install = "Install a wheel of github.com/nunchaku-ai/nunchaku that fits your torch; it is not on PyPI."
+    if version is None:
+        yield Finding("nunchaku", "not installed", install if wanted else "")
+    elif find_spec("nunchaku.models") is None:
+        wrong = f"{version} is the statistics package of that name on PyPI, not the inference engine"
+        yield Finding("nunchaku", wrong, f"pip uninstall nunchaku. {install}")
+    else:
+        yield Finding("nunchaku", version)
+
+
+async def _database(settings: Settings) -> AsyncIterator[Finding]:
+    yield Finding("Postgres", "...")
+
+
+async def _storage(settings: Settings) -> AsyncIterator[Finding]:
+    from tenkaigen_worker.storage.factory import make_storage
+
+    storage = make_storage(settings)
+    try:
+        yield Finding("Storage", f"writes, reads and deletes in {await storage.check()}")
+    except TenkaigenError as error:
+        yield Finding("Storage", "a probe file failed", str(error))
+    finally:
+        await storage.close()
+
+
+async def _plugins(settings: Settings) -> AsyncIterator[Finding]:
+    from tenkaigen_worker.plugin.manager import Plugins
+
+    plugins = Plugins.load(settings.plugins.model_copy(update={"strict": False}))
+    yield Finding("Plugins", f"{len(plugins.describe())} loaded, {len(plugins.styles)} styles")
+    for problem in plugins.problems:
+        yield Finding("Plugins", "one is left out", str(problem))
+
+
+async def _disk(settings: Settings) -> AsyncIterator[Finding]:
+    place = settings.state_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    remedy = f"Make room: less than {DISK_NEEDED / 1024**3:.0f} GiB is left." if free < DISK_NEEDED else ""
+    yield Finding("Disk", f"{free / 1024**3:.0f} GiB free at {place}", remedy)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

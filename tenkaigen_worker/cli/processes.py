@@ -1,0 +1,103 @@
+"""Commands of this program as processes that are watched, started again when they die, and ended with us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from tenkaigen_worker.errors import TenkaigenError
+
+log = logging.getLogger("tenkaigen.stack")
+
+# A process that keeps dying is started again after 1, 2, 4, ... seconds, at most this many.
+LONGEST_PAUSE = 30.0
+# How much of a log file is quoted when a process dies at its start, in bytes.
+LAST_WORDS = 2000
+
+
+class Supervised:
+    """One ``tenkaigen`` command as a process. Its output goes to ``log_file``, or where ours goes.
+
+    It lives in a session of its own, so that a Ctrl-C reaches only the supervisor, and ends when its standard input
+    closes, so that nothing is left behind by a supervisor that was killed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        grace_seconds: float,
+        log_file: Path | None,
+    ) -> None:
+        self.name = name
+        self.ready = False
+        self._arguments = arguments
+        self._environ = environ
+        self._grace_seconds = grace_seconds
+        self._log_file = log_file
+
+    async def keep_running(self) -> None:
+        """Run the process, again and again, until this is cancelled; then end it.
+
+        Raises :class:`~tenkaigen_worker.errors.TenkaigenError` when it dies before somebody set ``ready``.
+        """
+        pause = 1.0
+        while True:
+            process = await self._spawn()
+            try:
+                status = await process.wait()
+            finally:
+                await self._end(process)
+            if not self.ready:
+                words = self._last_words()
+                raise TenkaigenError(f"The {self.name} ended at its start with exit status {status}.{words}")
+            log.warning(
+                "The %s ended with exit status %d; it is started again in %g s",
+                self.name,
+                status,
+                pause,
+                extra={"action": "process_died"},
+            )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        with self._log_file.open("ab") if self._log_file else nullcontext() as output:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tenkaigen_worker", *self._arguments),
+                env={**os.environ, **self._environ},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), self._grace_seconds)
+        except TimeoutError:
+            log.warning(
+                "The %s did not end within %g s and is killed",
+                self.name,
+                self._grace_seconds,
+                extra={"action": "process_killed"},
+            )
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    def _last_words(self) -> str:
+        if self._log_file is None:
+            return ""
+        return f" Its last words:\n{self._log_file.read_bytes()[-LAST_WORDS:].decode(errors='replace')}"

@@ -1,0 +1,131 @@
+"""``tenkaigen up``: database, API and worker together, supervised."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.cli.processes import Supervised
+from tenkaigen_worker.cli.signals import cancel_on_stop_signals
+
+if TYPE_CHECKING:
+    from tenkaigen_worker.config import Loaded
+
+INSERT = "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime');"
+# A stop waits for the worker's own grace time, and then a little.
+MARGIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running set of processes: where the API and the database are; ``watch`` fails when they cannot go on."""
+
+    url: str
+    dsn: str
+    watch: asyncio.Future[object]
+
+
+@click.command()
+@click.pass_context
+def up(ctx: click.Context) -> None:
+    r"""Run everything here until Ctrl-C: PostgreSQL, the HTTP API and a worker.
+
+    Without a worker.yaml it uses a database of its own in ./.tenkaigen and the untrained demonstration model.
+
+    \b
+    Example:
+      tenkaigen up
+      tenkaigen psql -c "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime')"
+    """
+    from tenkaigen_worker.telemetry import configure_logging
+
+    loaded = load_settings(ctx)
+    configure_logging(loaded.settings.log)
+    with suppress(asyncio.CancelledError):
+        asyncio.run(_up(loaded))
+
+
+async def _up(loaded: Loaded) -> None:
+    cancel_on_stop_signals()
+    click.echo("Starting; the first time takes a little longer ...", err=True)
+    async with running_stack(loaded) as stack:
+        click.echo(f"API       {stack.url}")
+        click.echo(f"Database  {stack.dsn}")
+        click.echo(f'Try       tenkaigen psql -c "{INSERT}"')
+        await stack.watch
+
+
+@asynccontextmanager
+async def running_stack(loaded: Loaded, log_dir: Path | None = None) -> AsyncIterator[Stack]:
+    """Run database, migrations, API and worker while the block runs; it begins once both processes are ready.
+
+    Their output goes to files in ``log_dir``, or where ours goes. Raises
+    :class:`~tenkaigen_worker.errors.TenkaigenError` when one of them cannot start.
+    """
+    from tenkaigen_worker.database.connect import resolve_dsn
+    from tenkaigen_worker.database.migrate import migrate_database
+
+    settings = loaded.settings
+    async with resolve_dsn(settings.database, settings.state_dir) as dsn:
+        await migrate_database(settings.database, dsn)
+        processes = _processes(loaded, dsn, log_dir)
+        watch = asyncio.gather(*(process.keep_running() for process in processes))
+        try:
+            url = f"http://{settings.api.host}:{settings.api.port}"
+            health = f"http://{settings.worker.health_host}:{settings.worker.health_port}"
+            await _until_ready(watch, [url, health])
+            for process in processes:
+                process.ready = True
+            yield Stack(url, dsn, watch)
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+
+def _processes(loaded: Loaded, dsn: str, log_dir: Path | None) -> list[Supervised]:
+    settings = loaded.settings
+    common = ["--config", str(loaded.file)] if loaded.file else []
+    environ = {"TENKAIGEN_DATABASE__URL": dsn}
+    if loaded.file is None and loaded.origins["engine.backend"] == "default":
+        environ["TENKAIGEN_ENGINE__BACKEND"] = "tiny"
+    if log_dir is not None:
+        log_dir.mkdir(parents=True, exist_ok=True)
+    return [
+        Supervised(
+            name,
+            [*common, name, "--until-stdin-closes"],
+            environ=environ,
+            grace_seconds=settings.worker.grace_seconds + MARGIN_SECONDS,
+            log_file=log_dir / f"{name}.log" if log_dir else None,
+        )
+        for name in ("api", "worker")
+    ]
+
+
+async def _until_ready(watch: asyncio.Future[object], urls: list[str]) -> None:
+    import aiohttp
+
+    async def ready(session: aiohttp.ClientSession, url: str) -> None:
+        while True:
+            with suppress(aiohttp.ClientError):
+                async with session.get(f"{url}/readyz") as response:
+                    if response.ok:
+                        return
+            await asyncio.sleep(0.1)
+
+    async with aiohttp.ClientSession() as session:
+        waiting = asyncio.gather(*(ready(session, url) for url in urls))
+        try:
+            await asyncio.wait({waiting, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                watch.result()
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)

@@ -1,0 +1,125 @@
+"""How a job ends: completed, failed, canceled, given back or lost. Every ending is fenced by the lease's token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from tenkaigen_worker.errors import DatabaseError, StorageError
+from tenkaigen_worker.jobs import Completion, Failure, Job, Status
+from tenkaigen_worker.plugin.types import FinishedJob
+from tenkaigen_worker.worker.publish import attempt_prefix, job_folder
+from tenkaigen_worker.worker.tools import Tools
+
+log = logging.getLogger("tenkaigen.worker")
+
+T = TypeVar("T")
+
+# Between two tries to write an outcome, in seconds.
+BETWEEN_WRITES = wait_random_exponential(multiplier=0.5, max=15)
+
+
+async def complete(job: Job, completion: Completion, tools: Tools) -> None:
+    """Write success, then remove what earlier attempts left in storage."""
+    if not await persist(job, lambda: tools.queue.complete(job.lease, completion)):
+        return await lost(job, tools)
+
+    tools.metrics.job_finished(Status.COMPLETED, None, completion.timings_ms, pictures=len(completion.outputs))
+    seconds = completion.processing_time_ms / 1000
+    log.info("Job %s is completed after %.2f s", job.id, seconds, extra=_extra(job, "job_completed"))
+    if job.lease.token > 1:
+        await drop_files(job_folder(job), tools, keep=frozenset(output.key for output in completion.outputs))
+    await _tell_plugins(
+        job,
+        Status.COMPLETED,
+        tools,
+        urls=tuple(output.url for output in completion.outputs),
+        processing_time_ms=completion.processing_time_ms,
+    )
+    return None
+
+
+async def fail(job: Job, failure: Failure, tools: Tools) -> None:
+    """Write why this attempt ended: the job is queued again while it has attempts left, otherwise failed."""
+    await drop_files(attempt_prefix(job), tools)
+    status = await persist(job, lambda: tools.queue.fail(job.lease, failure))
+    if status is None:
+        return await lost(job, tools)
+
+    if status is Status.QUEUED:
+        log.warning("Job %s will be tried again: %s", job.id, failure.message, extra=_extra(job, "job_retried"))
+        return None
+    log.warning("Job %s failed: %s", job.id, failure.message, extra=_extra(job, "job_failed"))
+    tools.metrics.job_finished(Status.FAILED, failure.code, {}, pictures=0)
+    return await _tell_plugins(job, Status.FAILED, tools, error_code=failure.code)
+
+
+async def cancel(job: Job, tools: Tools) -> None:
+    """End the job as canceled, as somebody asked."""
+    await drop_files(attempt_prefix(job), tools)
+    if not await persist(job, lambda: tools.queue.cancel(job.lease)):
+        return await lost(job, tools)
+
+    log.info("Job %s is canceled", job.id, extra=_extra(job, "job_canceled"))
+    tools.metrics.job_finished(Status.CANCELED, None, {}, pictures=0)
+    return await _tell_plugins(job, Status.CANCELED, tools)
+
+
+async def give_back(job: Job, tools: Tools) -> None:
+    """Return the job to the queue with its attempt: the worker is going away. Tried once: the lease runs out anyway."""
+    await drop_files(attempt_prefix(job), tools)
+    try:
+        await tools.queue.release(job.lease)
+    except DatabaseError as error:
+        log.warning("Job %s could not be given back: %s", job.id, error, extra=_extra(job, "job_release_failed"))
+        return
+    log.info("Job %s is given back to the queue", job.id, extra=_extra(job, "job_released"))
+
+
+async def lost(job: Job, tools: Tools) -> None:
+    """Drop the work of a lease that is no longer ours; the row belongs to somebody else now."""
+    log.warning("Job %s is no longer ours; its files are dropped", job.id, extra=_extra(job, "job_lease_lost"))
+    await drop_files(attempt_prefix(job), tools)
+
+
+async def drop_files(prefix: str, tools: Tools, *, keep: frozenset[str] = frozenset()) -> None:
+    """Remove stored files that no row will name. A storage that refuses is only logged: no outcome waits for it."""
+    try:
+        keys = [key for key in await tools.storage.list(prefix) if key not in keep]
+        if keys:
+            await tools.storage.delete(keys)
+    except StorageError as error:
+        log.warning("Files under %s could not be removed: %s", prefix, error, extra={"action": "files_left"})
+
+
+async def persist(job: Job, write: Callable[[], Awaitable[T]]) -> T:
+    """Write an outcome, for as long as it takes: while the database is away the work in hand is kept.
+
+    Writing twice is harmless, since every write carries the lease's token.
+    """
+
+    def say(state: RetryCallState) -> None:
+        cause = state.outcome.exception() if state.outcome else None
+        log.warning("The outcome of job %s waits for the database: %s", job.id, cause, extra=_extra(job, "write_waits"))
+
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(DatabaseError),
+        wait=BETWEEN_WRITES,
+        before_sleep=say,
+    ):
+        with attempt:
+            return await write()
+    raise AssertionError("unreachable: retrying has no end")
+
+
+async def _tell_plugins(job: Job, status: Status, tools: Tools, **outcome: Any) -> None:
+    user_id = str(job.user_id) if job.user_id else None
+    finished = FinishedJob(str(job.id), user_id, status, job.columns.get("style"), **outcome)
+    await tools.plugins.job_finished(finished)
+
+
+def _extra(job: Job, action: str) -> dict[str, Any]:
+    return {"action": action, "job_id": job.id, "attempt": job.attempt}

@@ -1,0 +1,27 @@
+"""Prepare: from what was asked to a recipe. What is wrong with the input ends here, before any GPU time."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from tenkaigen_worker.config import GenerationSettings
+from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.recipe import SEEDS, Model, Recipe, apply_style, resolve
+from tenkaigen_worker.request import read_request
+
+
+async def prepare(
+    fields: Mapping[str, Any], *, plugins: Plugins, generation: GenerationSettings, model: Model
+) -> Recipe:
+    """Check a request's fields and resolve them: style, plugins, mode, sizes, seeds.
+
+    Raises :class:`~tenkaigen_worker.errors.InputError` when the request is wrong or a plugin refuses it.
+    """
+    request = read_request(fields, styles=plugins.style_names, modes=generation.modes)
+    style = plugins.style(request.style)
+    prompt = apply_style(style, request.prompt, request.negative_prompt)
+    prompt = await plugins.transform_prompt(prompt)
+    seed = secrets.randbelow(SEEDS)
+    return resolve(request, prompt=prompt, generation=generation, model=model, seed=seed)

@@ -1,0 +1,24 @@
+"""What a job needs on its way from row to picture, given to it by the command line's wiring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tenkaigen_worker.config import GenerationSettings
+from tenkaigen_worker.engine.base import Engine
+from tenkaigen_worker.jobs import Queue
+from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.storage.base import Storage
+from tenkaigen_worker.telemetry import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The collaborators of one worker."""
+
+    queue: Queue
+    engine: Engine
+    storage: Storage
+    plugins: Plugins
+    generation: GenerationSettings
+    metrics: Metrics

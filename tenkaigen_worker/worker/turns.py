@@ -1,0 +1,75 @@
+"""Who is at the engine, who comes next, and whether the worker should claim another job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+
+from tenkaigen_worker.worker.in_hand import JobInHand
+
+# Pictures wait in memory until they are stored: past this many jobs, storage is slower than the engine.
+PUBLISHING_AT_MOST = 2
+
+
+class EngineTurns:
+    """One recipe at a time at the engine; the first job that is ready goes first.
+
+    The engine should never wait for a row, and no row should wait behind a busy worker while another is idle. So the
+    next job is claimed when the running one is expected to end within ``prefetch_seconds``, and not before.
+    ``on_gap`` is told how long the engine stood idle between two jobs, in seconds, where the second was claimed before
+    the first had ended: an empty queue is no gap.
+    """
+
+    def __init__(self, prefetch_seconds: float, on_gap: Callable[[float], None]) -> None:
+        self._prefetch_seconds = prefetch_seconds
+        self._on_gap = on_gap
+        self._engine = asyncio.Lock()
+        self._coming: dict[JobInHand, bool] = {}
+        self._running: JobInHand | None = None
+        self._publishing: set[JobInHand] = set()
+        self._changed = asyncio.Event()
+        self._freed_at = monotonic()
+
+    def may_claim(self) -> bool:
+        """Whether a job claimed now would find the engine free, or nearly so."""
+        if self._coming or len(self._publishing) >= PUBLISHING_AT_MOST:
+            return False
+        return self._running is None or self._running.seconds_left() <= self._prefetch_seconds
+
+    def changed(self) -> None:
+        """Look again whether a job may be claimed: some job made progress."""
+        self._changed.set()
+
+    async def until_changed(self) -> None:
+        """Wait until :meth:`may_claim` may answer something else."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def expect(self, hand: JobInHand) -> None:
+        """Count a claimed job that will come to the engine once it is prepared."""
+        self._coming[hand] = self._running is not None
+
+    def leave(self, hand: JobInHand) -> None:
+        """Forget a job that has its outcome."""
+        self._coming.pop(hand, None)
+        self._publishing.discard(hand)
+        self.changed()
+
+    @asynccontextmanager
+    async def at_engine(self, hand: JobInHand) -> AsyncIterator[None]:
+        """Wait for the engine and keep it; afterwards the job counts as publishing until it leaves."""
+        async with self._engine:
+            claimed_beside_another = self._coming.pop(hand)
+            if claimed_beside_another:
+                self._on_gap(monotonic() - self._freed_at)
+            self._running = hand
+            self.changed()
+            try:
+                yield
+            finally:
+                self._running = None
+                self._freed_at = monotonic()
+                self._publishing.add(hand)
+                self.changed()

@@ -1,0 +1,220 @@
+"""The worker: small loops around one engine, each with one job of its own.
+
+==========  =====================================================================================
+claim       takes the next job when the engine is free, or soon will be
+heartbeat   keeps all leases alive with one statement, writes progress, hears who is to be canceled
+upkeep      gives expired leases of other workers back to the queue
+==========  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from time import monotonic
+
+from tenkaigen_worker.config import WorkerSettings
+from tenkaigen_worker.errors import DatabaseError
+from tenkaigen_worker.jobs import Job, Lease
+from tenkaigen_worker.worker.in_hand import JobInHand
+from tenkaigen_worker.worker.run_job import run_job
+from tenkaigen_worker.worker.tools import Tools
+from tenkaigen_worker.worker.turns import EngineTurns
+
+log = logging.getLogger("tenkaigen.worker")
+
+# How long a loop waits before it goes on after the database failed it, in seconds.
+DATABASE_PAUSE = 1.0
+
+
+class Worker:
+    """Runs jobs until it is told to stop, or with ``drain`` until the queue is empty.
+
+    ``upkeep`` is called every ``rescue_seconds``; ``listening`` says whether notifications are proven to arrive, so
+    that polling may be slow. Whoever hears notifications calls :meth:`work_may_wait` and :meth:`cancel_may_wait`.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        settings: WorkerSettings,
+        *,
+        upkeep: Callable[[], Awaitable[None]],
+        listening: Callable[[], bool],
+        drain: bool = False,
+    ) -> None:
+        self._tools = tools
+        self._settings = settings
+        self._upkeep = upkeep
+        self._listening = listening
+        self._drain = drain
+        self._turns = EngineTurns(settings.prefetch_seconds, tools.metrics.engine_gap)
+        self._held: dict[Lease, tuple[JobInHand, asyncio.Task[None]]] = {}
+        self._stopping = False
+        self._hurry = asyncio.Event()
+        self._work_may_wait = asyncio.Event()
+        self._beat_at = self._last_beat = monotonic()
+        self._beat_sooner = asyncio.Event()
+        self._database_trouble: str | None = None
+
+    async def run(self) -> None:
+        """Claim and run jobs; returns when stopped or drained, with every job finished or given back."""
+        helpers = [asyncio.create_task(loop()) for loop in (self._heartbeat_loop, self._upkeep_loop)]
+        try:
+            await self._claim_loop()
+            await self._finish()
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Claim nothing more and finish what is in hand; a second call gives it back at once."""
+        if self._stopping:
+            self._hurry.set()
+        self._stopping = True
+        self._turns.changed()
+        self._work_may_wait.set()
+
+    def work_may_wait(self) -> None:
+        """Look at the queue now: something was queued."""
+        self._work_may_wait.set()
+
+    def cancel_may_wait(self) -> None:
+        """Ask the database now who is to be canceled."""
+        self._schedule_beat(monotonic())
+
+    def problems(self) -> list[str]:
+        """Why this worker is not ready to take jobs; empty when it is."""
+        engine_trouble = "the engine is not loaded" if self._tools.engine.info is None else None
+        stopping = "the worker is stopping" if self._stopping else None
+        return [reason for reason in (engine_trouble, self._database_trouble, stopping) if reason]
+
+    async def _claim_loop(self) -> None:
+        while not self._stopping:
+            if not self._turns.may_claim():
+                await self._turns.until_changed()
+                continue
+
+            self._work_may_wait.clear()
+            job = await self._claim()
+            if job is not None:
+                self._take(job)
+            elif self._drain and not self._held:
+                log.info("The queue is empty", extra={"action": "drained"})
+                return
+            else:
+                await self._until_work_may_wait()
+
+    async def _claim(self) -> Job | None:
+        while not self._stopping:
+            try:
+                job = await self._tools.queue.claim()
+            except DatabaseError as error:
+                await self._pause(error, "claim_failed")
+            else:
+                self._database_trouble = None
+                return job
+        return None
+
+    def _take(self, job: Job) -> None:
+        log.info(
+            "Job %s is claimed, attempt %d of %d",
+            job.id,
+            job.attempt,
+            job.max_attempts,
+            extra={"action": "job_claimed", "job_id": job.id, "lease_token": job.lease.token},
+        )
+        hand = JobInHand(job, on_change=self._on_progress)
+        self._turns.expect(hand)
+        task = asyncio.create_task(run_job(hand, self._turns, self._tools), name=f"job {job.id}")
+        self._held[job.lease] = (hand, task)
+        self._tools.metrics.jobs_held(len(self._held))
+        task.add_done_callback(lambda task: self._let_go(hand, task))
+
+    def _let_go(self, hand: JobInHand, task: asyncio.Task[None]) -> None:
+        del self._held[hand.job.lease]
+        self._turns.leave(hand)
+        self._tools.metrics.jobs_held(len(self._held))
+        self._work_may_wait.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error(
+                "The outcome of job %s could not be written; its lease will run out",
+                hand.job.id,
+                exc_info=error,
+                extra={"action": "outcome_failed", "job_id": hand.job.id},
+            )
+
+    async def _until_work_may_wait(self) -> None:
+        patience = self._settings.poll_seconds_listening if self._listening() else self._settings.poll_seconds
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._work_may_wait.wait(), patience)
+
+    def _on_progress(self) -> None:
+        self._turns.changed()
+        self._schedule_beat(self._last_beat + self._settings.progress_seconds)
+
+    def _schedule_beat(self, at: float) -> None:
+        if at < self._beat_at:
+            self._beat_at = at
+            self._beat_sooner.set()
+
+    async def _heartbeat_loop(self) -> None:
+        while True:
+            while (left := self._beat_at - monotonic()) > 0:
+                self._beat_sooner.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._beat_sooner.wait(), left)
+
+            self._last_beat = monotonic()
+            self._beat_at = self._last_beat + self._settings.heartbeat_seconds
+            try:
+                await self._beat()
+            except DatabaseError as error:
+                await self._pause(error, "heartbeat_failed")
+                self._beat_at = monotonic()
+
+    async def _beat(self) -> None:
+        if not self._held:
+            return
+        answers = await self._tools.queue.heartbeat({lease: hand.progress for lease, (hand, _) in self._held.items()})
+        for lease, answer in answers.items():
+            if lease not in self._held:
+                continue
+            hand, _ = self._held[lease]
+            if not answer.alive:
+                hand.lose()
+            elif answer.cancel_requested:
+                hand.cancel()
+
+    async def _upkeep_loop(self) -> None:
+        while True:
+            try:
+                await self._upkeep()
+            except DatabaseError as error:
+                await self._pause(error, "upkeep_failed")
+            await asyncio.sleep(self._settings.rescue_seconds)
+
+    async def _pause(self, error: DatabaseError, action: str) -> None:
+        self._database_trouble = str(error)
+        log.warning("%s", error, extra={"action": action})
+        await asyncio.sleep(DATABASE_PAUSE)
+
+    async def _finish(self) -> None:
+        if not self._held:
+            return
+        grace = self._settings.grace_seconds
+        log.info("Finishing %d jobs within %g s", len(self._held), grace, extra={"action": "finishing"})
+
+        in_hand = {task for _, task in self._held.values()}
+        finishing = asyncio.ensure_future(asyncio.wait(in_hand))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({finishing, hurry}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+
+        # Cancelling a job's task gives the job back to the queue.
+        for task in in_hand:
+            task.cancel()
+        await finishing

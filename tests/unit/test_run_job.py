@@ -1,0 +1,282 @@
+"""One job from its claimed row to its outcome, with stand-ins for everything around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from tenacity import wait_none
+
+from tenkaigen_worker.config import GenerationSettings, PluginSettings
+from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
+from tenkaigen_worker.errors import Code, DatabaseError, EngineError, StorageError
+from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Progress, Status
+from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.recipe import Model, Recipe
+from tenkaigen_worker.telemetry import Metrics
+from tenkaigen_worker.worker.in_hand import JobInHand
+from tenkaigen_worker.worker.run_job import run_job
+from tenkaigen_worker.worker.tools import Tools
+from tenkaigen_worker.worker.turns import EngineTurns
+
+
+class FakeQueue:
+    """Remembers outcomes; ``ours`` says whether the lease still holds, ``outages`` how many writes fail first."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[str, Any]] = []
+        self.ours = True
+        self.outages = 0
+
+    def _write(self, kind: str, value: Any) -> bool:
+        if self.outages:
+            self.outages -= 1
+            raise DatabaseError("the database is away")
+        if self.ours:
+            self.outcomes.append((kind, value))
+        return self.ours
+
+    async def claim(self) -> Job | None:
+        raise NotImplementedError
+
+    async def heartbeat(self, held: Mapping[Lease, Progress]) -> Mapping[Lease, Heartbeat]:
+        raise NotImplementedError
+
+    async def complete(self, lease: Lease, completion: Completion) -> bool:
+        return self._write("completed", completion)
+
+    async def fail(self, lease: Lease, failure: Failure) -> Status | None:
+        written = self._write("failed", failure)
+        return (Status.QUEUED if failure.retryable else Status.FAILED) if written else None
+
+    async def release(self, lease: Lease, *, delay: timedelta = timedelta(0)) -> bool:
+        return self._write("released", delay)
+
+    async def cancel(self, lease: Lease) -> bool:
+        return self._write("canceled", None)
+
+
+class FakeStorage:
+    """Files in a dict."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.error: StorageError | None = None
+
+    async def put(self, key: str, data: bytes, *, content_type: str) -> str:
+        if self.error:
+            raise self.error
+        self.files[key] = data
+        return f"http://files/{key}"
+
+    async def list(self, prefix: str) -> Sequence[str]:
+        return [key for key in self.files if key.startswith(prefix)]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.files.pop(key, None)
+
+    async def check(self) -> str:
+        return "memory"
+
+    async def close(self) -> None:
+        pass
+
+
+class FakeEngine:
+    """Flat pictures; ``error`` is raised, or ``endless`` steps are made, after the first picture."""
+
+    def __init__(self) -> None:
+        self.info = EngineInfo(Model("blank", "blank", None, 64, 64), "cpu", "none", 0)
+        self.error: Exception | None = None
+        self.endless = False
+        self.working = asyncio.Event()
+
+    async def start(self) -> EngineInfo:
+        return self.info
+
+    async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncIterator[Picture]:
+        for index, seed in enumerate(recipe.seeds):
+            on_step(Step("denoise", index, 1, 2))
+            pixels = bytes(3 * recipe.width * recipe.height)
+            yield Picture(index, seed, recipe.width, recipe.height, pixels, {"denoise": 5})
+            if self.error:
+                raise self.error
+            self.working.set()
+            while self.endless:
+                await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def queue() -> FakeQueue:
+    return FakeQueue()
+
+
+@pytest.fixture
+def storage() -> FakeStorage:
+    return FakeStorage()
+
+
+@pytest.fixture
+async def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def tools(queue: FakeQueue, storage: FakeStorage, engine: FakeEngine) -> Tools:
+    return Tools(queue, engine, storage, Plugins.load(PluginSettings(paths=())), GenerationSettings(), Metrics())
+
+
+def job(token: int = 1, **columns: Any) -> Job:
+    asked = {"prompt": "A phoenix rising", "style": "Anime", "count": 1, **columns}
+    return Job(Lease(uuid4(), token), UUID(int=7), 1, 3, datetime.now(UTC), asked)
+
+
+async def run(job: Job, tools: Tools) -> JobInHand:
+    hand = JobInHand(job, on_change=lambda: None)
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    turns.expect(hand)
+    await run_job(hand, turns, tools)
+    return hand
+
+
+async def test_a_job_is_made_stored_and_completed(queue: FakeQueue, storage: FakeStorage, tools: Tools) -> None:
+    asked = job(count=2, seed=41)
+    await run(asked, tools)
+
+    ((kind, completion),) = queue.outcomes
+    assert kind == "completed"
+    assert [output.seed for output in completion.outputs] == [41, 42]
+    assert {output.key for output in completion.outputs} == set(storage.files)
+    assert all(key.startswith(f"{UUID(int=7)}/{asked.id}/1-") for key in storage.files)
+    assert completion.recipe["style"] == "Anime"
+    assert completion.timings_ms.keys() >= {"prepare", "wait", "generate", "publish", "denoise"}
+
+
+async def test_wrong_input_ends_before_the_engine(queue: FakeQueue, engine: FakeEngine, tools: Tools) -> None:
+    await run(job(style="Anima"), tools)
+
+    ((kind, failure),) = queue.outcomes
+    assert kind == "failed"
+    assert failure.code is Code.INVALID_REQUEST
+    assert not failure.retryable
+    assert "Anime" in failure.message
+    assert not engine.working.is_set()
+
+
+async def test_an_engine_that_fails_is_a_failure_that_may_be_retried(
+    queue: FakeQueue, storage: FakeStorage, engine: FakeEngine, tools: Tools
+) -> None:
+    engine.error = EngineError(Code.ENGINE_CRASHED, "the engine process was killed")
+    await run(job(count=2), tools)
+
+    ((kind, failure),) = queue.outcomes
+    assert (kind, failure.code, failure.retryable) == ("failed", Code.ENGINE_CRASHED, True)
+    assert not storage.files, "the first picture was stored already, and no row will ever name it"
+
+
+async def test_storage_that_refuses_fails_the_attempt(queue: FakeQueue, storage: FakeStorage, tools: Tools) -> None:
+    storage.error = StorageError("the bucket is gone")
+    await run(job(), tools)
+
+    ((kind, failure),) = queue.outcomes
+    assert (kind, failure.code) == ("failed", Code.UPLOAD_FAILED)
+    assert "the bucket is gone" in failure.message
+
+
+async def test_a_bug_of_ours_is_written_into_the_row_without_its_details(
+    queue: FakeQueue, engine: FakeEngine, tools: Tools, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.error = ZeroDivisionError("secret detail")
+    await run(job(), tools)
+
+    ((kind, failure),) = queue.outcomes
+    assert (kind, failure.code) == ("failed", Code.INTERNAL)
+    assert "secret" not in failure.message
+    assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["canceled", "lease lost"])
+async def test_a_stopped_job_ends_in_the_middle_and_leaves_no_file(
+    lost: bool, queue: FakeQueue, storage: FakeStorage, engine: FakeEngine, tools: Tools
+) -> None:
+    engine.endless = True
+    hand = JobInHand(job(count=2), on_change=lambda: None)
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    turns.expect(hand)
+    running = asyncio.create_task(run_job(hand, turns, tools))
+    await engine.working.wait()
+
+    (hand.lose if lost else hand.cancel)()
+    await running
+    assert queue.outcomes == ([] if lost else [("canceled", None)])
+    assert not storage.files
+
+
+async def test_a_job_waiting_for_the_engine_is_canceled_at_once(
+    queue: FakeQueue, engine: FakeEngine, tools: Tools
+) -> None:
+    engine.endless = True
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    busy, waiting = (JobInHand(job(count=2), on_change=lambda: None) for _ in range(2))
+    turns.expect(busy)
+    running = asyncio.create_task(run_job(busy, turns, tools))
+    await engine.working.wait()
+
+    turns.expect(waiting)
+    second = asyncio.create_task(run_job(waiting, turns, tools))
+    waiting.cancel()
+    await second
+    assert queue.outcomes == [("canceled", None)]
+
+    busy.cancel()
+    await running
+
+
+async def test_a_worker_that_goes_away_gives_its_job_back(queue: FakeQueue, engine: FakeEngine, tools: Tools) -> None:
+    engine.endless = True
+    hand = JobInHand(job(count=2), on_change=lambda: None)
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    turns.expect(hand)
+    running = asyncio.create_task(run_job(hand, turns, tools))
+    await engine.working.wait()
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [kind for kind, _ in queue.outcomes] == ["released"]
+
+
+async def test_an_outcome_waits_for_a_database_that_is_away(
+    queue: FakeQueue, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenkaigen_worker.worker.outcomes.BETWEEN_WRITES", wait_none())
+    queue.outages = 2
+    await run(job(), tools)
+    assert [kind for kind, _ in queue.outcomes] == ["completed"]
+
+
+async def test_files_of_a_lease_that_was_lost_are_dropped_but_not_those_of_others(
+    queue: FakeQueue, storage: FakeStorage, tools: Tools
+) -> None:
+    queue.ours = False
+    asked = job(token=2)
+    others = f"{UUID(int=7)}/{asked.id}/3-0-abc.png"
+    storage.files[others] = b"the next lease's"
+    await run(asked, tools)
+    assert set(storage.files) == {others}
+
+
+async def test_success_on_a_later_attempt_removes_what_earlier_ones_left(storage: FakeStorage, tools: Tools) -> None:
+    asked = job(token=2)
+    storage.files[f"{UUID(int=7)}/{asked.id}/1-0-abc.png"] = b"left by a worker that was killed"
+    await run(asked, tools)
+    (kept,) = storage.files
+    assert f"/{asked.id}/2-0-" in kept
