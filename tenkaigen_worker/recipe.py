@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tenkaigen_worker.errors import FieldProblem, InputError
+from tenkaigen_worker.plugin.types import PLACEHOLDER, Prompt, Style
+
+if TYPE_CHECKING:  # the engine's process imports this module, and has no use for pydantic
+    from tenkaigen_worker.config import GenerationSettings
+    from tenkaigen_worker.request import Request
+
+SIDE_STEP = 16  # pixels; the model's own grid
+MIN_SIDE = 64
+MAX_SIDE = 4096
+MAX_PIXELS = 2048 * 2048
+SEEDS = 2**32
+
+VERSION = 1
+BASE_SCHEDULER = "base"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a loaded model is called, and the size in pixels that it likes best. ``demo`` marks an untrained one."""
+    """What a loaded model is called, and the size in pixels that it likes best.
+
+    ``default_steps`` is set by a model for which the modes' steps make no sense. ``demo`` marks an untrained one.
+    """
 
     backend: str
     name: str
@@ -17,6 +36,7 @@ class Model:
     default_width: int
     default_height: int
     demo: bool = False
+    default_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +62,7 @@ class Recipe:
     model: str
     revision: str | None = None
     demo: bool = False
-    version: int = 1
+    version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
@@ -51,7 +71,59 @@ class Recipe:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
         """The recipe that :meth:`to_json` wrote; raises ``ValueError`` on anything else."""
+        if data.get("version") != VERSION:
+            raise ValueError(f"not a recipe of version {VERSION}: its version is {data.get('version')!r}")
         try:
             return cls(**{**data, "seeds": tuple(data["seeds"])})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not a recipe of version 1: {error}") from error
+            raise ValueError(f"not a recipe of version {VERSION}: {error}") from error
+
+
+def apply_style(style: Style, text: str, negative: str | None) -> Prompt:
+    """Put the user's words into a style's template. Braces in them are letters like any other."""
+    negatives = [words for words in (negative, style.negative_prompt) if words]
+    return Prompt(
+        text=style.prompt.replace(PLACEHOLDER, text),
+        negative=", ".join(negatives),
+        style=style.name,
+        asked=text,
+    )
+
+
+def resolve(request: Request, *, prompt: Prompt, generation: GenerationSettings, model: Model, seed: int) -> Recipe:
+    """Settle everything a request left open: its own word counts first, then the settings', then the model's.
+
+    ``prompt`` has been through the style and the plugins. ``seed`` is taken when none was asked for; further pictures
+    get the seeds that follow it. Raises :class:`~tenkaigen_worker.errors.InputError` when one side was asked for that
+    is too long for the other side's default.
+    """
+    name = request.mode or generation.default_mode
+    mode = generation.modes[name]
+    width = request.width or generation.default_width or model.default_width
+    height = request.height or generation.default_height or model.default_height
+    if width * height > MAX_PIXELS:
+        raise InputError.of([_too_large(request, width, height)])
+
+    first = seed if request.seed is None else request.seed
+    return Recipe(
+        prompt=prompt.text,
+        negative_prompt=prompt.negative,
+        style=prompt.style,
+        width=width,
+        height=height,
+        mode=name,
+        steps=request.steps or model.default_steps or mode.steps,
+        guidance_scale=request.guidance_scale or mode.guidance_scale,
+        scheduler=BASE_SCHEDULER,
+        seeds=tuple((first + index) % SEEDS for index in range(request.count)),
+        backend=model.backend,
+        model=model.name,
+        revision=model.revision,
+        demo=model.demo,
+    )
+
+
+def _too_large(request: Request, width: int, height: int) -> FieldProblem:
+    asked, other = ("width", "height") if request.height is None else ("height", "width")
+    text = f"{width} x {height} is {width * height} pixels, and a picture may have at most {MAX_PIXELS}: ask for"
+    return FieldProblem(asked, f"{text} a smaller {asked}, or for a {other} too")
