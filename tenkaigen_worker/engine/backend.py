@@ -1,0 +1,77 @@
+"""What the engine's child needs of a backend, and how the configured one is found."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.engine.base import Picture, Step
+from tenkaigen_worker.engine.torch_setup import inference_libraries
+from tenkaigen_worker.errors import Code, EngineError
+from tenkaigen_worker.recipe import Model, Recipe
+
+Report = Callable[[Step], None]
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did."""
+
+
+class OutOfMemory(Exception):
+    """A picture did not fit into the device's memory; the device itself is fine."""
+
+
+class DeviceBroken(Exception):
+    """The device cannot be used by this process any more: only a new process can."""
+
+
+class Backend(Protocol):
+    """A loaded model. ``device`` and ``dtype`` in words."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    def pictures(
+        self, recipe: Recipe, *, first: int, lean: bool, report: Report, cancel: threading.Event
+    ) -> Iterator[Picture]:
+        """Make the recipe's pictures in order, from index ``first`` on, and ``report`` every step.
+
+        ``lean`` asks for less memory at the price of time. Raises :class:`Stopped` once ``cancel`` is set,
+        :class:`OutOfMemory`, or :class:`DeviceBroken`; anything else is a failure of this run alone.
+        """
+
+
+def load_backend(settings: EngineSettings, *, alive: Callable[[], None]) -> Backend:
+    """Load the backend and model that the settings name; ``alive`` is called while that goes on.
+
+    Raises :class:`~tenkaigen_worker.errors.EngineError` with what is wrong and what would be right.
+    """
+    match settings.backend:
+        case "blank":
+            from tenkaigen_worker.engine.blank import BlankBackend
+
+            return BlankBackend()
+        case "tiny":
+            with inference_libraries("tiny"):
+                from tenkaigen_worker.engine.tiny import load_tiny
+            return load_tiny(settings)
+        case "nunchaku":
+            raise EngineError(
+                Code.ENGINE_FAILED,
+                "engine.backend: nunchaku is not in this version yet; use engine.backend: diffusers with engine.model, "
+                "or engine.backend: tiny for the demo model",
+            )
+        case "auto" | "diffusers":
+            with inference_libraries(settings.backend):
+                from tenkaigen_worker.engine.loaders import check_auto, load_diffusers
+            if settings.backend == "auto":
+                check_auto(settings)
+            return load_diffusers(settings, alive=alive)

@@ -1,0 +1,253 @@
+"""The engine as the worker sees it: one child process, started, watched, canceled, killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import NoReturn
+
+from tenkaigen_worker.config import EngineSettings, PhaseLimits
+from tenkaigen_worker.engine.base import EngineInfo, GenerationCanceled, Picture, Step
+from tenkaigen_worker.engine.messages import (
+    Cancel,
+    Canceled,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    Loading,
+    Message,
+    PictureReady,
+    Progress,
+    Run,
+    Shutdown,
+)
+from tenkaigen_worker.engine.process import ChildEnded, ChildProcess
+from tenkaigen_worker.errors import Code, EngineError, InputError, JobError
+from tenkaigen_worker.recipe import Recipe
+
+log = logging.getLogger("tenkaigen.engine")
+
+STOP_SECONDS = 5.0
+EXIT_SECONDS = 2.0
+
+
+class EngineProcess:
+    """An :class:`~tenkaigen_worker.engine.base.Engine` whose model lives in a child process.
+
+    One recipe at a time: a second :meth:`generate` waits for the first. Belongs to one event loop, which should run
+    in the process's main thread: Linux ends the child together with the thread that started it.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._child: ChildProcess | None = None
+        self._info: EngineInfo | None = None
+        self._loading: asyncio.Task[EngineInfo] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._runs = itertools.count(1)
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What is loaded now; ``None`` while nothing is."""
+        return self._info if self._ready else None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; ``None`` while there is no child."""
+        return self._child.pid if self._child is not None and not self._child.ended else None
+
+    @property
+    def _ready(self) -> bool:
+        return self._info is not None and self._child is not None and not self._child.ended
+
+    async def start(self) -> EngineInfo:
+        """Start the child and load the model; a second call waits for the same load.
+
+        A cancelled caller does not stop the load: only :meth:`stop` does. Raises ``EngineError`` with the cause.
+        """
+        if self._info is not None and self._ready:
+            return self._info
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self._load(), name="engine load")
+            self._loading.add_done_callback(_look_at)
+        return await asyncio.shield(self._loading)
+
+    async def generate(
+        self, recipe: Recipe, *, on_step: Callable[[Step], None], cancel: asyncio.Event
+    ) -> AsyncIterator[Picture]:
+        """Yield the recipe's pictures in order; see :meth:`tenkaigen_worker.engine.base.Engine.generate`.
+
+        A consumer that stops early, or is itself cancelled, stops the run in the child; the engine stays usable.
+        """
+        async with self._turn:
+            child = await self._get_ready(cancel)
+            run = next(self._runs)
+            child.send(Run(run, recipe))
+            canceller = asyncio.create_task(_cancel_when(cancel, child, run), name="engine cancel")
+            step = Step("encode", 0, 0, 1)
+            over = False
+            try:
+                while not over:
+                    match await self._next(child, silence_limit(step, self._settings.silence), doing=step.phase):
+                        case Progress(step=step):
+                            on_step(step)
+                        case PictureReady(picture=picture):
+                            step = Step("denoise", picture.index + 1, 0, recipe.steps)
+                            yield picture
+                        case ending:
+                            over = True
+                            await self._end_run(child, ending, cancel)
+            finally:
+                canceller.cancel()
+                if not over and child is self._child:
+                    self._settling = asyncio.create_task(self._settle(child, run), name="engine settle")
+
+    async def stop(self) -> None:
+        """Ask the child to end, and kill it if it has not within a few seconds; what it was doing is lost."""
+        tasks = [task for task in (self._loading, self._settling) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._child is not None:
+            self._child.send(Shutdown())
+            await self._discard(self._child, patience=STOP_SECONDS)
+
+    async def _load(self) -> EngineInfo:
+        if self._child is not None:
+            gone = self._child
+            await self._discard(gone, patience=EXIT_SECONDS)
+            log.warning("The engine process %s", gone.obituary(), extra={"action": "engine_ended"})
+
+        try:
+            child = self._child = await ChildProcess.spawn()
+        except OSError as error:
+            raise EngineError(Code.ENGINE_FAILED, f"the engine process cannot be started: {error}") from error
+        child.send(Load(self._settings))
+        try:
+            message: Message = Loading()
+            while isinstance(message, Loading):
+                message = await self._next(child, self._settings.silence.load_seconds, doing="load")
+            if not isinstance(message, Loaded):
+                await self._fail(child, message)
+        except asyncio.CancelledError:
+            await self._discard(child, patience=0)
+            raise
+
+        info = self._info = message.info
+        log.info(
+            "Model %s is ready on %s (%s) after %.1f s",
+            info.model.name,
+            info.device,
+            info.dtype,
+            info.load_ms / 1000,
+            extra={"action": "engine_ready", "pid": child.pid, "backend": info.model.backend, "load_ms": info.load_ms},
+        )
+        return info
+
+    async def _get_ready(self, cancel: asyncio.Event) -> ChildProcess:
+        """Wait until the child is idle and loaded, but no longer than until ``cancel`` is set."""
+        if not cancel.is_set() and (self._settling is not None or not self._ready):
+            # A reload takes a minute: whoever cancels meanwhile does not wait for it.
+            waiting = asyncio.create_task(self._settle_and_start(), name="engine ready")
+            canceled = asyncio.create_task(cancel.wait(), name="engine cancel")
+            try:
+                await asyncio.wait({waiting, canceled}, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    waiting.result()
+            finally:
+                waiting.cancel()
+                canceled.cancel()
+
+        if cancel.is_set():
+            raise GenerationCanceled
+        if self._child is None:
+            raise EngineError(Code.ENGINE_FAILED, "the engine was stopped before this ran")
+        return self._child
+
+    async def _settle_and_start(self) -> None:
+        if self._settling is not None:
+            await asyncio.wait({self._settling})
+            self._settling = None
+        await self.start()
+
+    async def _next(self, child: ChildProcess, limit: float, *, doing: str) -> Message:
+        """Wait for the child's next word; past the limit, or when it ended, see to its end and raise why."""
+        try:
+            return await child.receive(limit)
+        except TimeoutError:
+            await self._discard(child, patience=0)
+            name = "step" if doing == "denoise" else doing
+            text = f"the engine process said nothing for {limit:g} s ({doing}; engine.silence.{name}_seconds) and was killed"
+            log.error("%s", text[0].upper() + text[1:], extra={"action": "engine_silent", "pid": child.pid})
+            raise EngineError(Code.ENGINE_TIMEOUT, text) from None
+        except ChildEnded:
+            await self._discard(child, patience=EXIT_SECONDS)
+            text = f"the engine process {child.obituary()}"
+            log.error("%s", text[0].upper() + text[1:], extra={"action": "engine_crashed", "pid": child.pid})
+            raise EngineError(Code.ENGINE_CRASHED, text) from None
+
+    async def _end_run(self, child: ChildProcess, ending: Message, cancel: asyncio.Event) -> None:
+        match ending:
+            case Done():
+                return
+            case Canceled() if cancel.is_set():
+                raise GenerationCanceled
+            case Canceled():
+                raise EngineError(Code.ENGINE_FAILED, "the engine was stopped while this ran")
+            case _:
+                await self._fail(child, ending)
+
+    async def _fail(self, child: ChildProcess, message: Message) -> NoReturn:
+        """Raise what the child reported; a child that cannot go on is seen to its end first."""
+        if not isinstance(message, Failed):
+            await self._discard(child, patience=0)
+            name = type(message).__name__
+            raise EngineError(Code.ENGINE_CRASHED, f"the engine process said {name} out of turn and was killed")
+
+        if message.fatal:
+            await self._discard(child, patience=EXIT_SECONDS)
+        if message.blame == "input":
+            raise InputError(message.message, code=message.code)
+        raise EngineError(message.code, message.message)
+
+    async def _settle(self, child: ChildProcess, run: int) -> None:
+        """Stop a run that nobody waits for any more."""
+        silence = self._settings.silence
+        limit = max(silence.encode_seconds, silence.step_seconds, silence.decode_seconds)
+        child.send(Cancel(run))
+        try:
+            while isinstance(message := await self._next(child, limit, doing="step"), Progress | PictureReady):
+                pass
+            if isinstance(message, Failed):
+                await self._fail(child, message)
+        except JobError as error:
+            log.warning("A run that was given up ended badly: %s", error, extra={"action": "engine_settle"})
+
+    async def _discard(self, child: ChildProcess, *, patience: float) -> None:
+        if self._child is child:
+            self._child = self._info = None
+        await child.bury(patience)
+
+
+def silence_limit(step: Step, limits: PhaseLimits) -> float:
+    """How long the child may be silent after it reported ``step``, in seconds."""
+    if step.phase == "encode" and step.step < step.total:
+        return limits.encode_seconds
+    if step.phase == "decode":
+        return limits.decode_seconds
+    return limits.step_seconds
+
+
+async def _cancel_when(cancel: asyncio.Event, child: ChildProcess, run: int) -> None:
+    await cancel.wait()
+    child.send(Cancel(run))
+
+
+def _look_at(task: asyncio.Task[EngineInfo]) -> None:
+    """Take note of a failed load that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()

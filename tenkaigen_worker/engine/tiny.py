@@ -1,0 +1,108 @@
+"""The ``tiny`` backend: diffusers' own Qwen-Image pipeline with a million random weights, made in memory.
+
+It takes every step that the real model takes, in a fraction of a second and without a download. Untrained: its
+pictures are coloured noise that depends on prompt and seed, the same on every run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.engine.qwen import QwenBackend
+from tenkaigen_worker.engine.torch_setup import choose_device, choose_dtype, limit_threads
+from tenkaigen_worker.recipe import Model
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+# Random weights of the usual size hardly react to the prompt; larger ones make pictures that differ visibly.
+TRANSFORMER_GAIN = 2.0
+DECODER_GAIN = 1.7
+TEXT_INIT_RANGE = 0.5
+
+
+def load_tiny(settings: EngineSettings) -> QwenBackend:
+    """Build the tiny pipeline. On the CPU unless a GPU is asked for: it would not be quicker there."""
+    limit_threads(settings)
+    device = choose_device("cpu" if settings.device == "auto" else settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    pipe = build_pipeline().to(device=device, dtype=dtype)
+    model = Model(backend="tiny", name="tiny", revision=None, default_width=256, default_height=256, demo=True)
+    return QwenBackend(pipe, model, device, dtype)
+
+
+def build_pipeline() -> Any:
+    """Build a ``QwenImagePipeline`` whose weights are the same every time; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = _tokenizer()
+        return QwenImagePipeline(
+            scheduler=_scheduler(),
+            vae=_vae(),
+            text_encoder=_text_encoder(len(tokenizer)),
+            tokenizer=tokenizer,
+            transformer=_transformer(),
+        )
+
+
+def _tokenizer() -> Any:
+    # One token per byte: the template's front is then longer than the fixed 34 tokens that the pipeline drops from
+    # the encoded prompt, so that no word of the prompt is among them.
+    vocabulary = {token: number for number, token in enumerate([*sorted(ByteLevel.alphabet()), *SPECIAL_TOKENS])}
+    return Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=list(SPECIAL_TOKENS[1:]))
+
+
+def _text_encoder(vocabulary_size: int) -> Any:
+    tokens = {"bos_token_id": vocabulary_size - 3, "eos_token_id": vocabulary_size - 1}
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"mrope_section": [2, 3, 3], "rope_type": "default", "rope_theta": 1_000_000.0},
+        "vocab_size": vocabulary_size,
+        "initializer_range": TEXT_INIT_RANGE,
+        **tokens,
+    }
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, initializer_range=TEXT_INIT_RANGE, **tokens)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def _transformer() -> Any:
+    transformer = QwenImageTransformer2DModel(
+        num_layers=2, attention_head_dim=16, num_attention_heads=3, joint_attention_dim=32, axes_dims_rope=(8, 4, 4)
+    )
+    return _amplified(transformer, TRANSFORMER_GAIN)
+
+
+def _vae() -> Any:
+    vae = AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+    _amplified(vae.decoder, DECODER_GAIN)
+    return vae.eval()
+
+
+def _scheduler() -> Any:
+    # As the real model's.
+    return FlowMatchEulerDiscreteScheduler(
+        base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02, use_dynamic_shifting=True
+    )
+
+
+def _amplified(module: torch.nn.Module, gain: float) -> torch.nn.Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(gain)
+    return module.eval()
