@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from http import HTTPStatus
 from uuid import UUID
 
@@ -23,7 +22,7 @@ async def post_generate(request: web.Request) -> web.Response:
     parts = request.app[PARTS]
     key = read_idempotency_key(request)
     fields = await read_object(request)
-    accepted = await asyncio.to_thread(parts.accept, fields)
+    accepted = parts.accept(fields)
     job = await parts.submissions.submit(
         accepted.columns, user_id=None, idempotency_key=key, request_hash=accepted.request_hash
     )
@@ -52,7 +51,7 @@ async def post_retry(request: web.Request) -> web.Response:
 
 async def get_styles(request: web.Request) -> web.Response:
     """``GET /api/styles``: what ``style`` may be, and which plugin files are broken."""
-    found = await asyncio.to_thread(request.app[PARTS].styles)
+    found = request.app[PARTS].styles()
     styles = [{"name": name, "description": description} for name, description in found.styles]
     return web.json_response({"styles": styles, "problems": list(found.problems)}, headers=_NEVER_KEPT)
 

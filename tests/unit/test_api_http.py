@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
+from examples import NOW, QUEUED
 
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Accepted, Parts, StyleList
@@ -22,32 +22,6 @@ from tenkaigen_worker.config import ApiSettings
 from tenkaigen_worker.errors import DatabaseError, FieldProblem, InputError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
 from tenkaigen_worker.storage.local import LocalStorage
-
-NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
-QUEUED = JobView(
-    id=UUID("3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11"),
-    user_id=None,
-    status=Status.QUEUED,
-    prompt="A phoenix rising",
-    style="Anime",
-    width=None,
-    height=None,
-    seed=None,
-    progress=0.0,
-    stage=None,
-    result_url=None,
-    outputs=(),
-    error_code=None,
-    error_message=None,
-    attempt=0,
-    max_attempts=3,
-    retry_of=None,
-    cancel_requested=False,
-    processing_time_ms=None,
-    created_at=NOW,
-    started_at=None,
-    completed_at=None,
-)
 
 
 class Table:
