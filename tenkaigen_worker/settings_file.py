@@ -17,14 +17,18 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: the line, counted from 1 and 0 when in no file, the key, and what."""
+    """One thing that is wrong: on which line of the file or in which variable, under which key, and what.
+
+    Lines are counted from 1; 0 stands for what is in no file.
+    """
 
     line: int
     key: Key
     text: str
+    variable: str = ""
 
     def __str__(self) -> str:
-        return f"{'.'.join(self.key)}: {self.text}" if self.key else self.text
+        return ": ".join(filter(None, (self.variable, ".".join(self.key), self.text)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,17 +70,11 @@ class Sources:
         return key in self.lines or key in self.variables
 
     def origin(self, key: Key) -> str | None:
-        """Name the variable, or else file and line, that gave a setting or what it is part of."""
-        source = self._source(key)
-        return f"{self.file}:{source}" if isinstance(source, int) else source
-
-    def _source(self, key: Key) -> str | int | None:
-        parts = [key[:length] for length in range(len(key), 0, -1)]
-        for sources in (self.variables, self.lines):
-            for part in parts:
-                if part in sources:
-                    return sources[part]
-        return None
+        """Name the variable, or else file and line, that gave a setting; ``None`` when it was left out."""
+        name = next((self.variables[part] for part in _prefixes(key) if part in self.variables), None)
+        if name is None and key in self.lines:
+            return f"{self.file}:{self.lines[key]}"
+        return name
 
     def report(self, error: ValidationError | None) -> list[str]:
         """One line per problem, the file's from top to bottom first; secrets and unknown values are never quoted."""
@@ -97,12 +91,12 @@ class Sources:
 
     def _located(self, key: Key, subject: Key, words: str) -> Problem:
         """Point at the source of ``key``; name ``subject`` unless the source does so already."""
-        source = self._source(key)
-        if isinstance(source, int):
-            return Problem(source, subject, words)
-        if source == variable(subject):
-            return Problem(0, (), f"{source}: {words}")
-        return Problem(0, (), ": ".join(filter(None, (source, ".".join(subject), words))))
+        for part in _prefixes(key):
+            if part in self.variables:
+                name = self.variables[part]
+                return Problem(0, () if name == variable(subject) else subject, words, variable=name)
+        line = next((self.lines[part] for part in _prefixes(key) if part in self.lines), 0)
+        return Problem(line, subject, words)
 
     def _words(self, key: Key, details: ErrorDetails) -> str:
         kind = details["type"]
@@ -136,38 +130,37 @@ def gather(model: type[BaseModel], file: Path | None, environ: Mapping[str, str]
         file=file,
         lines=document.lines,
         variables={key: variable(key) for key in given},
-        problems=(*problems, *(Problem(0, (), text) for text in wrong)),
+        problems=(*problems, *wrong),
     )
 
 
-def _environment(model: type[BaseModel], environ: Mapping[str, str]) -> tuple[dict[Key, Any], list[str]]:
+def _environment(model: type[BaseModel], environ: Mapping[str, str]) -> tuple[dict[Key, Any], list[Problem]]:
     """Read our variables: text as it is, everything else as a YAML value."""
     kinds = dict(_leaves(model))
     names = {variable(key): key for key in kinds}
     given: dict[Key, Any] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for name, text in sorted(environ.items()):
         if not name.startswith(PREFIX):
             continue
         if name not in names:
-            problems.append(_unknown_variable(name, names))
+            problems.append(Problem(0, (), _unknown_variable(name, names), variable=name))
             continue
         key = names[name]
         kind, optional = _plain(kinds[key])
-        if not text.strip():
+        if not text.strip() and not optional:
+            problems.append(Problem(0, (), "is empty; give it a value or unset it", variable=name))
+        elif not text.strip():
             given[key] = None
-            if not optional:
-                problems.append(f"{name}: is empty; give it a value or unset it")
-                del given[key]
         elif _is_text(kind):
             given[key] = text
         else:
             try:
                 given[key], found = parse_value(text)
             except NotReadable as error:
-                problems.append(f"{name}: {error}")
+                problems.append(Problem(0, (), str(error), variable=name))
             else:
-                problems += [f"{name}: {problem}" for problem in found]
+                problems += [Problem(0, problem.key, problem.text, variable=name) for problem in found]
     return given, problems
 
 
@@ -175,10 +168,10 @@ def _unknown_variable(name: str, names: Iterable[str]) -> str:
     rest = {known.removeprefix(PREFIX): known for known in names}
     inside = [known for known in names if known.startswith(name + SEPARATOR)]
     if inside:
-        return f"{name}: is a section; set its keys one by one, such as {inside[0]}"
+        return f"is a section; set its keys one by one, such as {inside[0]}"
     near = get_close_matches(name.removeprefix(PREFIX).upper(), rest, n=1, cutoff=0.5)
     advice = f"did you mean {rest[near[0]]}?" if near else "`tenkaigen config` lists what can be set"
-    return f"{name}: unknown variable; {advice}"
+    return f"unknown variable; {advice}"
 
 
 def _secrets_in_file(model: type[BaseModel], document: Document) -> Iterator[Problem]:
@@ -198,6 +191,11 @@ def _leaves(model: type[BaseModel], at: Key = ()) -> Iterator[tuple[Key, Any]]:
             yield (*at, name), field.annotation
         else:
             yield from _leaves(section, (*at, name))
+
+
+def _prefixes(key: Key) -> list[Key]:
+    """The key itself, then what it is part of, from the inside out."""
+    return [key[:length] for length in range(len(key), 0, -1)]
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
