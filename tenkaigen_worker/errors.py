@@ -7,8 +7,10 @@
     ├── PluginError              a plugin file cannot be used; says which file, which line, and why
     ├── DatabaseError            the database cannot be reached or is not what we need
     ├── StorageError             a finished file cannot be kept
+    ├── PictureError             a file is no picture of ours
     └── JobError                 one job cannot go on; carries a code that stands in the job's row
         ├── InputError           the request itself is wrong: final, never retried
+        │   └── ConflictError    it contradicts what is there already
         ├── EngineError          the engine process failed: retried, counts against the engine
         └── InfrastructureError  something around the engine failed: retried
 
@@ -69,6 +71,10 @@ class StorageError(TenkaigenError):
         self.permanent = permanent
 
 
+class PictureError(TenkaigenError):
+    """A file is not a PNG, cannot be read, or carries no recipe."""
+
+
 class JobError(TenkaigenError):
     """One job cannot go on. ``code`` and the message end up in its row."""
 
@@ -105,6 +111,10 @@ class InputError(JobError):
     def of(cls, problems: Sequence[FieldProblem]) -> InputError:
         """Join several field problems into one error, in the order they were found."""
         return cls("; ".join(map(str, problems)), problems=problems)
+
+
+class ConflictError(InputError):
+    """The request contradicts what is there: a key used for something else, or a job whose status forbids it."""
 
 
 class EngineError(JobError):

@@ -1,0 +1,38 @@
+"""``tenkaigen inspect``: what a picture was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Print the recipe inside the PNG FILE.
+
+    \b
+    Example:
+      tenkaigen inspect picture.png
+      tenkaigen inspect picture.png --json | jq .seed
+    """
+    from tenkaigen_worker.images import read_recipe
+
+    values = read_recipe(file).to_json()
+    if as_json:
+        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(name, Text(", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    Console().print(table)

@@ -1,0 +1,104 @@
+"""``tenkaigen plugins`` and ``tenkaigen styles``: what is loaded, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from tenkaigen_worker.cli.context import load_settings
+
+if TYPE_CHECKING:
+    from tenkaigen_worker.plugin.manager import Plugins
+    from tenkaigen_worker.plugin.problems import Problem
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def plugins(ctx: click.Context, as_json: bool) -> None:
+    """List the plugins, their hooks, and what is wrong with them; exits with 1 when anything is.
+
+    \b
+    Example:
+      tenkaigen plugins
+      tenkaigen plugins --json | jq '.[].problems'
+    """
+    found = _load(ctx).describe()
+    problems = [problem for plugin in found for problem in plugin.problems]
+    if as_json:
+        values = [
+            {
+                "name": plugin.name,
+                "origin": plugin.origin,
+                "hooks": list(plugin.hooks),
+                "problems": [_problem_values(problem) for problem in plugin.problems],
+            }
+            for plugin in found
+        ]
+        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+    else:
+        rows = [(plugin.name, ", ".join(plugin.hooks) or "none", plugin.origin) for plugin in found]
+        _print_table(("plugin", "hooks", "origin"), rows)
+        _print_problems(problems)
+    ctx.exit(1 if problems else 0)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def styles(ctx: click.Context, as_json: bool) -> None:
+    """List the styles that a job may name.
+
+    Case, spaces, "-" and "_" do not matter: line_art is Line Art.
+
+    \b
+    Example:
+      tenkaigen styles
+      tenkaigen styles --json | jq -r '.[].name'
+    """
+    loaded = _load(ctx)
+    if as_json:
+        fields = ("name", "description", "prompt", "negative_prompt", "origin")
+        values = [{field: getattr(style, field) for field in fields} for style in loaded.styles]
+        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+        return
+    _print_table(("style", "description"), [(style.name, style.description) for style in loaded.styles])
+    if loaded.problems:
+        click.echo("Something is wrong with the plugins; 'tenkaigen plugins' says what.", err=True)
+
+
+def _load(ctx: click.Context) -> Plugins:
+    """Load leniently and quietly: these commands show what is wrong themselves."""
+    from tenkaigen_worker.plugin.manager import Plugins
+    from tenkaigen_worker.telemetry import configure_logging
+
+    settings = load_settings(ctx).settings
+    configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
+    return Plugins.load(settings.plugins.model_copy(update={"strict": False}))
+
+
+def _problem_values(problem: Problem) -> dict[str, str | int | None]:
+    return {"file": problem.file, "line": problem.line, "message": problem.message}
+
+
+def _print_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def _print_problems(problems: list[Problem]) -> None:
+    if problems:
+        click.echo("\nProblems:")
+    for problem in problems:
+        click.echo(f"  {problem}")
