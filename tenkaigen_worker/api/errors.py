@@ -12,7 +12,7 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from tenkaigen_worker.errors import DatabaseError, FieldProblem, InputError, StorageError
+from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, InputError, StorageError
 
 log = logging.getLogger("tenkaigen.api")
 
@@ -105,6 +105,8 @@ def _request_id(request: web.Request) -> str:
 
 def _problem(request: web.Request, error: Exception) -> Problem:
     match error:
+        case ConflictError():
+            return Problem(HTTPStatus.CONFLICT, "conflict", str(error), errors=error.problems)
         case InputError():
             return Problem(HTTPStatus.BAD_REQUEST, error.code, str(error), errors=error.problems)
         case DatabaseError() | StorageError():

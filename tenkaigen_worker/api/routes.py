@@ -12,6 +12,7 @@ from tenkaigen_worker.api.body import read_idempotency_key, read_job_id, read_ob
 from tenkaigen_worker.api.errors import RETRY_AFTER_SECONDS, Problem
 from tenkaigen_worker.api.parts import PARTS
 from tenkaigen_worker.api.views import status_body
+from tenkaigen_worker.errors import ConflictError
 from tenkaigen_worker.jobs import JobView
 
 _NEVER_KEPT = {"Cache-Control": "no-store"}
@@ -23,9 +24,13 @@ async def post_generate(request: web.Request) -> web.Response:
     key = read_idempotency_key(request)
     fields = await read_object(request)
     accepted = parts.accept(fields)
-    job = await parts.submissions.submit(
-        accepted.columns, user_id=None, idempotency_key=key, request_hash=accepted.request_hash
-    )
+    try:
+        job = await parts.submissions.submit(
+            accepted.columns, user_id=None, idempotency_key=key, request_hash=accepted.request_hash
+        )
+    except ConflictError as error:  # 422 is what the header's draft standard asks for
+        code = "idempotency_key_reused"
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, str(error), errors=error.problems) from None
     return _queued(request, job)
 
 

@@ -19,7 +19,7 @@ from examples import NOW, QUEUED
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Accepted, Parts, StyleList
 from tenkaigen_worker.config import ApiSettings
-from tenkaigen_worker.errors import DatabaseError, FieldProblem, InputError, StorageError
+from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, InputError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
 from tenkaigen_worker.storage.local import LocalStorage
 
@@ -394,3 +394,17 @@ async def test_many_at_once(client: TestClient) -> None:
         return response.headers["X-Request-Id"]
 
     assert await asyncio.gather(*map(one, range(50))) == [str(number) for number in range(50)]
+
+
+async def test_a_key_used_for_another_request_is_refused(client: TestClient, table: Table) -> None:
+    table.broken = ConflictError.of([FieldProblem("Idempotency-Key", "was used for another request")])
+    response = await client.post("/api/generate", json={"prompt": "A fox"}, headers={"Idempotency-Key": "k"})
+    body = await problem(response, 422, "idempotency_key_reused")
+    assert body["errors"] == [{"field": "Idempotency-Key", "message": "was used for another request"}]
+
+
+@pytest.mark.parametrize("what", ["cancel", "retry"])
+async def test_what_a_jobs_status_forbids_is_a_conflict(client: TestClient, table: Table, what: str) -> None:
+    table.broken = ConflictError("only a failed or canceled job can be tried again; this one is queued")
+    response = await client.post(f"/api/generate/{QUEUED.id}/{what}")
+    assert "this one is queued" in (await problem(response, 409, "conflict"))["detail"]
