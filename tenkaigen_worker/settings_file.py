@@ -86,19 +86,17 @@ def read_document(path: Path) -> Document:
 
 def parse_document(text: str) -> Document:
     """Take a YAML text apart whose top level is a mapping, or raise :class:`NotReadable`."""
-    builder = _Builder(text)
-    node = builder.compose()
-    if node is not None and not isinstance(node, yaml.MappingNode):
-        raise NotReadable("the top level must be sections, such as `engine:`", line=node.start_mark.line + 1)
-    values = {} if node is None else builder.build(node, ())
-    return Document(values, builder.lines, tuple(builder.problems))
+    builder = _Builder()
+    values = builder.read(text)
+    if not isinstance(values, dict | None):
+        raise NotReadable("the top level must be sections, such as `engine:`", line=builder.lines[()])
+    return Document(values or {}, builder.lines, tuple(builder.problems))
 
 
 def parse_value(text: str) -> tuple[Any, tuple[Problem, ...]]:
     """Read one YAML value, as an environment variable holds it, or raise :class:`NotReadable`."""
-    builder = _Builder(text)
-    node = builder.compose()
-    return (None if node is None else builder.build(node, ())), tuple(builder.problems)
+    builder = _Builder()
+    return builder.read(text), tuple(builder.problems)
 
 
 class _Builder:
@@ -107,40 +105,41 @@ class _Builder:
     Keys are taken as they are written: ``4:``, ``yes:`` and ``"4":`` are all text.
     """
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self) -> None:
         self.lines: dict[Key, int] = {}
         self.problems: list[Problem] = []
 
-    def compose(self) -> yaml.Node | None:
+    def read(self, text: str) -> Any:
+        """Read a whole text; an empty one is ``None``."""
         try:
-            self._loader = _Loader(self._text)
-            return self._loader.get_single_node()
+            loader = _Loader(text)
+            node = loader.get_single_node()
+            return None if node is None else self._build(loader, node, ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             # The error's own text quotes the line, and the line may hold a password: only its words are used.
             words = ", ".join(filter(None, (error.context, error.problem)))
             raise NotReadable(f"not valid YAML: {words}", line=mark.line + 1 if mark else 1) from None
         except yaml.reader.ReaderError as error:
-            line = self._text.count("\n", 0, error.position) + 1
+            line = text.count("\n", 0, error.position) + 1
             raise NotReadable(f"character U+{error.character:04X} is not allowed in YAML", line=line) from None
         except RecursionError:
             raise NotReadable("nested too deeply", line=1) from None
 
-    def build(self, node: yaml.Node, at: Key) -> Any:
+    def _build(self, loader: _Loader, node: yaml.Node, at: Key) -> Any:
         line = node.start_mark.line + 1
         self.lines.setdefault(at, line)
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, at)
+            return self._mapping(loader, node, at)
         if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, (*at, str(index))) for index, item in enumerate(node.value)]
+            return [self._build(loader, item, (*at, str(index))) for index, item in enumerate(node.value)]
         try:
-            return self._loader.construct_object(node)
+            return loader.construct_object(node)
         except (yaml.YAMLError, ValueError, LookupError, AttributeError):
             self.problems.append(Problem(line, at, "cannot be read; if it is text, put it in quotes"))
             return None
 
-    def _mapping(self, node: yaml.MappingNode, at: Key) -> dict[str, Any]:
+    def _mapping(self, loader: _Loader, node: yaml.MappingNode, at: Key) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -154,5 +153,5 @@ class _Builder:
                 continue
             # A section's line is that of its name, a value's that of its key.
             self.lines[key] = line
-            values[key_node.value] = self.build(value_node, key)
+            values[key_node.value] = self._build(loader, value_node, key)
         return values
