@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from tenkaigen_worker.config import EngineSettings
 from tenkaigen_worker.engine.base import Picture, Step
-from tenkaigen_worker.engine.torch_setup import inference_libraries
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.recipe import Model, Recipe
+
+INSTALL = 'pip install "tenkaigen-worker[inference]"'
 
 Report = Callable[[Step], None]
 
@@ -73,5 +75,23 @@ def load_backend(settings: EngineSettings, *, alive: Callable[[], None]) -> Back
             with inference_libraries(settings.backend):
                 from tenkaigen_worker.engine.loaders import check_auto, load_diffusers
             if settings.backend == "auto":
-                check_auto(settings)
+                check_auto()
             return load_diffusers(settings, alive=alive)
+
+
+@contextmanager
+def inference_libraries(backend: str) -> Iterator[None]:
+    """Import torch and its companions in here: what is missing or broken becomes an ``EngineError``."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            Code.ENGINE_FAILED, f"engine.backend: {backend} needs {error.name}, which is not installed: {INSTALL}"
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        # diffusers imports lazily and hides what is missing behind a RuntimeError of its own.
+        raise EngineError(
+            Code.ENGINE_FAILED,
+            f"engine.backend: {backend} cannot import its libraries ({' '.join(str(error).split())[:300]}); "
+            f"install them anew: {INSTALL}",
+        ) from error

@@ -37,7 +37,9 @@ _FAULT = re.compile(r"\[(slow|noise|fail|hang|crash|oom once|oom|broken)(?: (\d+
 class BlankBackend:
     """Flat pictures, at once."""
 
-    model = Model(backend="blank", name="blank", revision=None, default_width=256, default_height=256, demo=True)
+    model = Model(
+        backend="blank", name="blank", revision=None, default_width=256, default_height=256, demo=True, default_steps=4
+    )
     device = "none"
     dtype = "uint8"
 

@@ -180,8 +180,8 @@ class EngineProcess:
             return await child.receive(limit)
         except TimeoutError:
             await self._discard(child, patience=0)
-            name = "step" if doing == "denoise" else doing
-            text = f"the engine process said nothing for {limit:g} s ({doing}; engine.silence.{name}_seconds) and was killed"
+            setting = f"engine.silence.{'step' if doing == 'denoise' else doing}_seconds"
+            text = f"the engine process said nothing for {limit:g} s in {doing} ({setting}) and was killed"
             log.error("%s", text[0].upper() + text[1:], extra={"action": "engine_silent", "pid": child.pid})
             raise EngineError(Code.ENGINE_TIMEOUT, text) from None
         except ChildEnded:

@@ -19,14 +19,14 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.engine.devices import choose_device, choose_dtype, limit_threads
 from tenkaigen_worker.engine.qwen import QwenBackend
-from tenkaigen_worker.engine.torch_setup import choose_device, choose_dtype, limit_threads
 from tenkaigen_worker.recipe import Model
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 # Random weights of the usual size hardly react to the prompt; larger ones make pictures that differ visibly.
-TRANSFORMER_GAIN = 2.0
+TRANSFORMER_GAIN = 3.0
 DECODER_GAIN = 1.7
 TEXT_INIT_RANGE = 0.5
 
@@ -37,7 +37,9 @@ def load_tiny(settings: EngineSettings) -> QwenBackend:
     device = choose_device("cpu" if settings.device == "auto" else settings.device)
     dtype = choose_dtype(settings.dtype, device)
     pipe = build_pipeline().to(device=device, dtype=dtype)
-    model = Model(backend="tiny", name="tiny", revision=None, default_width=256, default_height=256, demo=True)
+    model = Model(
+        backend="tiny", name="tiny", revision=None, default_width=256, default_height=256, demo=True, default_steps=8
+    )
     return QwenBackend(pipe, model, device, dtype)
 
 

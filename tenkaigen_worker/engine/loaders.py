@@ -1,0 +1,114 @@
+"""The ``diffusers`` backend: any Qwen-Image pipeline from a folder or the hub, placed on the device it fits on."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import QwenImagePipeline
+from safetensors import SafetensorError
+
+from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.engine.devices import Footprint, choose_device, choose_dtype, choose_offload, limit_threads
+from tenkaigen_worker.engine.lock import DeviceLock
+from tenkaigen_worker.engine.qwen import QwenBackend
+from tenkaigen_worker.engine.weights import find_weights
+from tenkaigen_worker.errors import Code, EngineError
+from tenkaigen_worker.recipe import Model
+
+log = logging.getLogger("tenkaigen.engine")
+
+
+def check_auto() -> None:
+    """Raise ``EngineError`` when ``backend: auto`` finds no GPU: it takes what is ready here, or nothing."""
+    if not torch.cuda.is_available():
+        raise EngineError(
+            Code.ENGINE_FAILED,
+            f"engine.backend: auto found no CUDA GPU (torch {torch.__version__}); use engine.backend: tiny for "
+            "the demo model, or engine.backend: diffusers with engine.device: cpu for the real one (slow)",
+        )
+
+
+def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> QwenBackend:
+    """Load the configured pipeline. Raises ``EngineError`` that says what is wrong with which setting."""
+    limit_threads(settings)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    if device.type == "cpu" and settings.offload in ("model", "sequential"):
+        raise EngineError(
+            Code.ENGINE_FAILED,
+            f"engine.offload: {settings.offload} is for a CUDA GPU, but the device is the CPU; use auto or none",
+        )
+    lock = _lock(device)
+
+    weights = find_weights(settings, download=settings.backend != "auto", alive=alive)
+    with _load_errors(weights.folder, weights.name):
+        pipe = QwenImagePipeline.from_pretrained(
+            weights.folder, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    _place(pipe, device, settings)
+
+    side = pipe.default_sample_size * pipe.vae_scale_factor
+    model = Model("diffusers", weights.name, weights.revision, default_width=side, default_height=side)
+    return QwenBackend(pipe, model, device, dtype, lock=lock)
+
+
+def _lock(device: torch.device) -> DeviceLock | None:
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    lock = DeviceLock(f"gpu-{properties.uuid}", name=f"{device} ({properties.name})")
+    lock.acquire(os.getppid())
+    return lock
+
+
+def _place(pipe: Any, device: torch.device, settings: EngineSettings) -> None:
+    """Move the pipeline to its device, all of it or piece by piece."""
+    if device.type == "cpu":
+        return
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    offload, why = choose_offload(settings.offload, footprint(pipe), free_bytes)
+    log.info("Offload to the CPU: %s (%s)", offload, why, extra={"action": "engine_offload"})
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        try:
+            pipe.to(device)
+        except torch.OutOfMemoryError:
+            raise EngineError(
+                Code.ENGINE_FAILED, f"engine.offload: {offload}, but the weights do not fit into {device}; use auto"
+            ) from None
+
+
+def footprint(pipe: Any) -> Footprint:
+    """Add up what the pipeline's weights take."""
+    sizes = [
+        sum(tensor.numel() * tensor.element_size() for tensor in (*part.parameters(), *part.buffers()))
+        for part in pipe.components.values()
+        if isinstance(part, torch.nn.Module)
+    ]
+    return Footprint(total=sum(sizes), largest=max(sizes))
+
+
+@contextmanager
+def _load_errors(folder: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise EngineError(Code.ENGINE_FAILED, f"the weights of {name} do not fit into this machine's memory") from error
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise EngineError(Code.ENGINE_FAILED, f"the disk is full while loading {name}") from error
+        cause = " ".join(str(error).split())[:300]
+        raise EngineError(
+            Code.ENGINE_FAILED,
+            f"engine.model: the files of {name} are incomplete or damaged ({cause}); get them anew to {folder}",
+        ) from error
