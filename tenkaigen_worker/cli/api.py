@@ -1,0 +1,69 @@
+"""``tenkaigen api``: the front door, put together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.cli.signals import on_stdin_closed, on_stop_signals
+
+if TYPE_CHECKING:
+    from tenkaigen_worker.config import Settings
+
+
+@click.command()
+@click.option("--host", help="Address to listen on, in place of api.host.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on, in place of api.port; 0 is any.")
+@click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that started us.")
+@click.pass_context
+def api(ctx: click.Context, /, host: str | None, port: int | None, until_stdin_closes: bool) -> None:
+    """Serve the HTTP API, and the pictures of local storage, until SIGTERM or Ctrl-C.
+
+    Workers build the pictures' URLs from api.host and api.port, or from storage.local.public_url. Where pictures are
+    loaded from here, change these settings rather than using the options.
+
+    \b
+    Example:
+      tenkaigen api
+      tenkaigen api --port 9000
+    """
+    from tenkaigen_worker.telemetry import configure_logging
+
+    settings = load_settings(ctx).settings
+    chosen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = settings.model_copy(update={"api": settings.api.model_copy(update=chosen)})
+    configure_logging(settings.log)
+    asyncio.run(_run(settings, until_stdin_closes=until_stdin_closes))
+
+
+async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
+    from tenkaigen_worker.api.app import make_app
+    from tenkaigen_worker.api.hosts import refuse_open_door
+    from tenkaigen_worker.api.serve import serving
+    from tenkaigen_worker.api.wiring import make_parts
+    from tenkaigen_worker.database.connect import open_pool, resolve_dsn
+    from tenkaigen_worker.database.migrate import check_schema
+    from tenkaigen_worker.maintenance import maintain
+    from tenkaigen_worker.plugin.manager import Plugins
+    from tenkaigen_worker.storage.factory import make_storage
+
+    refuse_open_door(settings.api)
+    stop = asyncio.Event()
+    on_stop_signals(stop.set)
+    if until_stdin_closes:
+        on_stdin_closed(stop.set)
+
+    plugins = Plugins.load(settings.plugins)
+    async with (
+        resolve_dsn(settings.database, settings.state_dir) as dsn,
+        await open_pool(settings.database, dsn, "tenkaigen-api") as pool,
+    ):
+        await check_schema(pool)
+        parts = make_parts(pool, make_storage(settings), plugins, settings.generation)
+        async with serving(make_app(parts, settings.api), settings.api), asyncio.TaskGroup() as tasks:
+            upkeep = tasks.create_task(maintain(pool, settings.worker))
+            await stop.wait()
+            upkeep.cancel()

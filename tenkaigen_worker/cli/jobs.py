@@ -1,0 +1,215 @@
+"""``tenkaigen submit``, ``status`` and ``cancel``: jobs from the command line, straight into the table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+from uuid import UUID
+
+import click
+
+from tenkaigen_worker.cli.context import load_settings
+
+if TYPE_CHECKING:
+    from tenkaigen_worker.api.parts import Accepted
+    from tenkaigen_worker.config import Settings
+    from tenkaigen_worker.database.submissions import Submissions
+    from tenkaigen_worker.jobs import JobView
+    from tenkaigen_worker.storage.local import LocalStorage
+
+
+def read_job_id(_ctx: click.Context, _parameter: click.Parameter, text: str) -> UUID:
+    """Read a job's id; anything else is answered in one line."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise click.ClickException(
+            f"{text[:100]!r} is not a job's id; one looks like 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11"
+        ) from None
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--file", type=click.File(encoding="utf-8"), help="A prompt per line; - is standard input.")
+@click.option("--style", help="See: tenkaigen styles.")
+@click.option("--width", help="Pixels, a multiple of 16.")
+@click.option("--height", help="Pixels, a multiple of 16.")
+@click.option("--seed", help="The same seed and settings give the same picture again.")
+@click.option("--count", help="Pictures per prompt.")
+@click.option("--mode", help="A mode of the configuration, such as quality.")
+@click.option("--steps", help="Denoising steps, in place of the mode's.")
+@click.option("--guidance-scale", help="Guidance, in place of the mode's.")
+@click.option("--negative", "negative_prompt", help="What should not be in the picture.")
+@click.option("--wait", is_flag=True, help="Show progress, and end when all are done.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Wait, and save pictures here."
+)
+@click.pass_context
+def submit(
+    ctx: click.Context, /, prompt: str | None, file: TextIO | None, wait: bool, output: Path | None, **fields: Any
+) -> None:
+    """Queue a prompt, or a file of prompts, and print the jobs' ids.
+
+    In a file, empty lines and lines that begin with # are skipped. With --wait it prints where the pictures are in
+    place of the ids, and ends with exit status 1 when a job failed.
+
+    \b
+    Example:
+      tenkaigen submit "A phoenix rising" --style Anime --wait
+      tenkaigen submit --file prompts.txt --style "Line Art" --output pictures
+      echo "A lighthouse in a storm" | tenkaigen submit --file -
+    """
+    prompts = _prompts(prompt, file)
+    asked = {name: value for name, value in fields.items() if value is not None}
+    settings = load_settings(ctx).settings
+    accepted = _check(prompts, asked, settings)
+    try:
+        all_well = asyncio.run(_submit(settings, accepted, wait=wait or output is not None, output=output))
+    except KeyboardInterrupt:
+        click.echo("No longer waiting. What is queued goes on; tenkaigen cancel JOB_ID ends a job.", err=True)
+        ctx.exit(130)
+    ctx.exit(0 if all_well else 1)
+
+
+@click.command()
+@click.argument("job_id", callback=read_job_id)
+@click.option("--json", "as_json", is_flag=True, help="Print everything there is, as JSON.")
+@click.pass_context
+def status(ctx: click.Context, job_id: UUID, as_json: bool) -> None:
+    """Show one job.
+
+    \b
+    Example:
+      tenkaigen status 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11
+      tenkaigen status 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11 --json
+    """
+    from tenkaigen_worker.api.views import job_body
+
+    job = asyncio.run(_ask(load_settings(ctx).settings, job_id, lambda submissions: submissions.get(job_id)))
+    body = job_body(job)
+    click.echo(json.dumps(body, indent=2, ensure_ascii=False) if as_json else _as_lines(body))
+
+
+@click.command()
+@click.argument("job_id", callback=read_job_id)
+@click.pass_context
+def cancel(ctx: click.Context, job_id: UUID) -> None:
+    """Ask for a job to be canceled. A job that is finished stays as it is.
+
+    \b
+    Example:
+      tenkaigen cancel 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11
+    """
+    from tenkaigen_worker.jobs import FINAL
+
+    job = asyncio.run(_ask(load_settings(ctx).settings, job_id, lambda submissions: submissions.cancel(job_id)))
+    click.echo(f"{job.id} {job.status}" if job.status in FINAL else f"{job.id} ends as soon as its worker hears of it")
+
+
+def _prompts(prompt: str | None, file: TextIO | None) -> Sequence[tuple[str, str]]:
+    """Each prompt, after the words that say where it stands."""
+    if (prompt is None) == (file is None):
+        raise click.UsageError("Give either a prompt or --file, such as: tenkaigen submit 'A phoenix rising'")
+    if file is None:
+        return [("", prompt or "")]
+    try:
+        lines = [line.strip() for line in file]
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{file.name} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    prompts = [(f"{file.name}:{number}: ", line) for number, line in enumerate(lines, 1) if line and line[0] != "#"]
+    if not prompts:
+        raise click.ClickException(f"{file.name} holds no prompt; write one per line")
+    return prompts
+
+
+def _check(prompts: Sequence[tuple[str, str]], asked: Mapping[str, Any], settings: Settings) -> list[Accepted]:
+    """Apply the rules to all of it before anything is queued."""
+    from tenkaigen_worker.api.wiring import acceptor
+    from tenkaigen_worker.errors import InputError
+    from tenkaigen_worker.plugin.manager import Plugins
+
+    accept = acceptor(Plugins.load(settings.plugins), settings.generation)
+    accepted, problems = [], []
+    for where, prompt in prompts:
+        try:
+            accepted.append(accept({**asked, "prompt": prompt}))
+        except InputError as error:
+            problems += [f"{where}{problem}" for problem in error.problems] or [f"{where}{error}"]
+    if problems:
+        raise click.ClickException("\n  ".join(["Nothing was queued.", *problems]))
+    return accepted
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Submissions]:
+    from tenkaigen_worker.database.connect import open_pool, resolve_dsn
+    from tenkaigen_worker.database.submissions import Submissions
+
+    async with (
+        resolve_dsn(settings.database, settings.state_dir) as dsn,
+        await open_pool(settings.database, dsn, "tenkaigen-cli") as pool,
+    ):
+        yield Submissions(pool)
+
+
+async def _ask(
+    settings: Settings, job_id: UUID, question: Callable[[Submissions], Awaitable[JobView | None]]
+) -> JobView:
+    async with _opened(settings) as submissions:
+        job = await question(submissions)
+    if job is None:
+        raise click.ClickException(f"there is no job {job_id}")
+    return job
+
+
+async def _submit(settings: Settings, accepted: Sequence[Accepted], *, wait: bool, output: Path | None) -> bool:
+    async with _opened(settings) as submissions:
+        jobs = []
+        for request in accepted:
+            job = await submissions.submit(request.columns, user_id=None, idempotency_key=None, request_hash=None)
+            jobs.append(job)
+            if not wait:
+                click.echo(job.id)
+        return await _wait(settings, submissions, jobs, output) if wait else True
+
+
+async def _wait(settings: Settings, submissions: Submissions, jobs: Sequence[JobView], output: Path | None) -> bool:
+    """Follow the jobs to their end; answers whether all of them made their pictures."""
+    from rich.console import Console
+
+    from tenkaigen_worker.cli.follow import follow
+    from tenkaigen_worker.storage.factory import make_storage
+
+    storage = make_storage(settings)
+    return all(
+        [await _report(job, storage, output) async for job in follow(jobs, submissions.get, Console(stderr=True))]
+    )
+
+
+async def _report(job: JobView, storage: LocalStorage, output: Path | None) -> bool:
+    """Print where a job's pictures are, or why there are none; answers whether there are."""
+    from tenkaigen_worker.cli.follow import fetch
+    from tenkaigen_worker.errors import StorageError
+    from tenkaigen_worker.jobs import Status
+
+    if job.status is not Status.COMPLETED:
+        click.echo(f"{job.id} {job.status}: {job.error_message or 'no reason was given'}", err=True)
+        return False
+    try:
+        for place in await fetch(job, storage, output):
+            click.echo(place)
+    except StorageError as error:
+        click.echo(f"{job.id} {job.status}, but {error}", err=True)
+        return False
+    return True
+
+
+def _as_lines(body: Mapping[str, Any]) -> str:
+    """One line per field that says something."""
+    rows = {**body, "outputs": "\n".join(output["url"] for output in body["outputs"])}
+    shown = {name: str(value) for name, value in rows.items() if value not in (None, "") and value is not False}
+    return "\n".join(f"{name:<20}{value}".replace("\n", "\n" + " " * 20) for name, value in shown.items())
