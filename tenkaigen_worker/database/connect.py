@@ -1,0 +1,155 @@
+"""Connections: where the database is, how to reach it, and in words why that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from tenkaigen_worker.config import DatabaseSettings
+from tenkaigen_worker.database.address import MALFORMED, Address, parse_address
+from tenkaigen_worker.database.faults import FAULTS, explain
+from tenkaigen_worker.errors import DatabaseError
+
+EMBEDDED = "embedded"
+
+_KEEPALIVE_IDLE_SECONDS = 30
+_KEEPALIVE_INTERVAL_SECONDS = 10
+_KEEPALIVE_PROBES = 3
+_UNACKNOWLEDGED_MS = 30_000
+
+
+@asynccontextmanager
+async def resolve_dsn(settings: DatabaseSettings, state_dir: Path) -> AsyncIterator[str]:
+    """Yield the DSN of the configured database; ``embedded`` runs a server in ``state_dir`` as long as this is open.
+
+    Raises :class:`~tenkaigen_worker.errors.DatabaseError` when the URL is malformed or the server does not start.
+    """
+    url = settings.url.get_secret_value()
+    if url != EMBEDDED:
+        parse_address(url)
+        yield url
+        return
+
+    from tenkaigen_worker.database.embedded import start_embedded
+
+    starting = asyncio.ensure_future(asyncio.to_thread(start_embedded, state_dir))
+    try:
+        server = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # The thread cannot be stopped; what it started must not outlive us.
+        await asyncio.to_thread((await starting).close)
+        raise
+    try:
+        yield server.dsn
+    finally:
+        await asyncio.to_thread(server.close)
+
+
+async def open_pool(settings: DatabaseSettings, dsn: str, application_name: str) -> asyncpg.Pool:
+    """Open a pool of at most ``settings.pool_size`` connections, one of them at once.
+
+    jsonb arrives as Python values. Raises :class:`~tenkaigen_worker.errors.DatabaseError` when the database cannot be
+    reached or refuses us; its text names host, port, database and user, never the password.
+    """
+    address = parse_address(dsn)
+    try:
+        async with asyncio.timeout(settings.connect_timeout_seconds):
+            return await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=settings.pool_size,
+                init=_prepare,
+                reset=_leave_as_is,
+                **_options(settings, address, application_name),
+            )
+    except (*FAULTS, ValueError) as fault:
+        raise DatabaseError(_why(fault, address, settings.connect_timeout_seconds)) from None
+
+
+async def connect(settings: DatabaseSettings, dsn: str, application_name: str) -> asyncpg.Connection:
+    """Open one connection outside any pool; raises as :func:`open_pool` does."""
+    address = parse_address(dsn)
+    try:
+        async with asyncio.timeout(settings.connect_timeout_seconds):
+            connection: asyncpg.Connection = await asyncpg.connect(dsn, **_options(settings, address, application_name))
+            await _prepare(connection)
+            return connection
+    except (*FAULTS, ValueError) as fault:
+        raise DatabaseError(_why(fault, address, settings.connect_timeout_seconds)) from None
+
+
+def keep_alive(connection: Any) -> None:
+    """Have the kernel notice a peer that is gone: asyncpg sets no TCP keepalive, and a dead listener is just silent."""
+    link = connection._transport.get_extra_info("socket")
+    if link is None or link.family == socket.AF_UNIX:
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _KEEPALIVE_IDLE_SECONDS),
+        ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
+        ("TCP_USER_TIMEOUT", _UNACKNOWLEDGED_MS),
+    ):
+        if hasattr(socket, name):  # not every system has every one
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _options(settings: DatabaseSettings, address: Address, application_name: str) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "timeout": settings.connect_timeout_seconds,
+        "command_timeout": settings.command_timeout_seconds,
+        "server_settings": {"application_name": application_name},
+    }
+    if address.behind_transaction_pooler:
+        options["statement_cache_size"] = 0
+    return options
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    keep_alive(connection)
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_to_json, decoder=json.loads)
+
+
+async def _leave_as_is(_: asyncpg.Connection) -> None:
+    """Save the round trip of asyncpg's own reset: no statement here changes the session."""
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
+    """What happened and what to do; the fault's own text only where it cannot hold a piece of the password."""
+    match fault:
+        case asyncpg.InvalidPasswordError():
+            return f"the database refused the password ({where}): check database.url"
+        case asyncpg.InvalidAuthorizationSpecificationError():
+            return f"the database does not let us in ({where}): {explain(fault)}"
+        case asyncpg.InvalidCatalogNameError():
+            return f"there is no such database ({where}): create it, or correct the end of database.url"
+        case asyncpg.TooManyConnectionsError():
+            return f"the database has no free connection ({where}): lower database.pool_size or raise its limit"
+        case ssl.SSLError():
+            return f"TLS failed ({where}): {explain(fault)}; check sslmode and sslrootcert in database.url"
+        case ConnectionError() if "SSL" in str(fault):
+            return f"the server speaks no TLS ({where}), but sslmode in database.url asks for it"
+        case asyncpg.ClientConfigurationError() if "certificate" in str(fault) or "ssl" in str(fault):
+            return f"TLS cannot be set up ({where}): {explain(fault)}"
+        case TimeoutError():
+            return f"no answer within {timeout_seconds:g} s ({where}): is the host right, and does a firewall drop us?"
+        case socket.gaierror():
+            return f"there is no host of that name ({where}): correct it in database.url"
+        case OSError():
+            return f"the database cannot be reached ({where}): {explain(fault)}; is it running?"
+        case asyncpg.PostgresError():
+            return f"the database answered ({where}): {explain(fault)}"
+        case _:
+            return f"{MALFORMED} ({where})"

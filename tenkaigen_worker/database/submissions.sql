@@ -1,0 +1,68 @@
+-- The queries of submissions.py. {columns} stands for what a JobView is made of.
+
+-- name: get
+-- Primary key.
+SELECT {columns} FROM generation_jobs WHERE id = $1 AND ($2::uuid IS NULL OR user_id = $2);
+
+-- name: by_key
+-- generation_jobs_idempotency_key.
+SELECT {columns}, request_hash
+FROM generation_jobs
+WHERE coalesce(user_id, '00000000-0000-0000-0000-000000000000')
+        = coalesce($1, '00000000-0000-0000-0000-000000000000'::uuid)
+    AND idempotency_key = $2;
+
+-- name: cancel
+-- Primary key. The trigger generation_jobs_cancel_queued ends a queued job at once.
+UPDATE generation_jobs
+SET cancel_requested_at = now()
+WHERE id = $1 AND status IN ('queued', 'processing') AND cancel_requested_at IS NULL
+RETURNING {columns};
+
+-- name: retry
+-- Primary key. A new row with the same request; when it may run, and how often, starts anew.
+INSERT INTO generation_jobs (
+    retry_of, user_id, prompt, negative_prompt, style, mode, width, height, seed, steps, guidance_scale, count, loras,
+    franchise, template, template_variables, reference, mask, strength, metadata, priority, max_attempts, webhook_url
+)
+SELECT
+    id, user_id, prompt, negative_prompt, style, mode, width, height, seed, steps, guidance_scale, count, loras,
+    franchise, template, template_variables, reference, mask, strength, metadata, priority, max_attempts, webhook_url
+FROM generation_jobs
+WHERE id = $1 AND status IN ('failed', 'canceled')
+RETURNING {columns};
+
+-- name: rule
+-- What a named rule says in words, and the column it is about.
+SELECT a.attname AS field, obj_description(c.oid, 'pg_constraint') AS words
+FROM pg_constraint c
+JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+WHERE c.conrelid = 'generation_jobs'::regclass AND c.conname = $1;
+
+-- name: depth
+-- generation_jobs_queued_idx and generation_jobs_processing_idx.
+SELECT
+    (SELECT count(*) FROM generation_jobs WHERE status = 'queued') AS queued,
+    (SELECT count(*) FROM generation_jobs WHERE status = 'processing') AS processing,
+    coalesce(
+        extract(epoch FROM (SELECT now() - min(run_at) FROM generation_jobs WHERE status = 'queued' AND run_at <= now())),
+        0
+    )::double precision AS oldest_seconds;
+
+-- name: stats
+-- generation_jobs_created_at_idx.
+SELECT status,
+    count(*) AS jobs,
+    avg(processing_time_ms)::double precision AS average_ms,
+    coalesce(sum(processing_time_ms) FILTER (WHERE status = 'completed'), 0)::double precision / 1000 AS busy_seconds,
+    coalesce(sum(jsonb_array_length(outputs)), 0)::bigint AS pictures,
+    coalesce(
+        sum((SELECT sum((picture ->> 'bytes')::bigint) FROM jsonb_array_elements(outputs) AS picture)), 0
+    )::bigint AS storage_bytes
+FROM generation_jobs
+WHERE created_at > now() - make_interval(hours => $1)
+GROUP BY status
+ORDER BY status;
+
+-- name: table_bytes
+SELECT pg_total_relation_size('generation_jobs');

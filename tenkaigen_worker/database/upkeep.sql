@@ -1,0 +1,46 @@
+-- The queries of upkeep.py.
+
+-- name: rescue
+-- generation_jobs_processing_idx: as many rows as run now. SKIP LOCKED, so that several maintainers share the work and
+-- none waits for a worker that is just writing. A row without a lease was marked as processing by somebody else's hand. If
+-- somebody wants a lost job canceled, the trigger generation_jobs_cancel_queued ends it.
+WITH lost AS MATERIALIZED (
+    SELECT id, attempt < max_attempts AS again
+    FROM generation_jobs
+    WHERE status = 'processing'
+        AND coalesce(lease_expires_at, coalesce(started_at, created_at) + make_interval(secs => $1)) < now()
+    ORDER BY seq
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE generation_jobs AS job
+SET status = CASE WHEN lost.again THEN 'queued' ELSE 'failed' END,
+    completed_at = CASE WHEN lost.again THEN NULL ELSE now() END,
+    run_at = CASE WHEN lost.again THEN now() + generation_jobs_backoff(job.attempt) ELSE job.run_at END,
+    error_code = 'worker_lost',
+    error_message = 'The worker that had this job was lost.',
+    lease_expires_at = NULL,
+    progress = 0,
+    stage = NULL
+FROM lost
+WHERE job.id = lost.id
+RETURNING job.id, job.status, job.worker_id, job.attempt, job.max_attempts;
+
+-- name: expire
+-- generation_jobs_expiring_idx.
+WITH late AS MATERIALIZED (
+    SELECT id
+    FROM generation_jobs
+    WHERE status = 'queued' AND expires_at <= now()
+    ORDER BY expires_at
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE generation_jobs AS job
+SET status = 'failed',
+    error_code = 'expired',
+    error_message = 'This job was not started before it expired.',
+    completed_at = now()
+FROM late
+WHERE job.id = late.id
+RETURNING job.id;
