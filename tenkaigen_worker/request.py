@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
@@ -65,7 +64,7 @@ def _number(low: float, high: float) -> Callable[[object], float]:
     def check(value: object) -> float:
         if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?", value.strip()):
             value = float(value)
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise ValueError(f"must be a number from {low:g} to {high:g}, not {_show(value)}")
         return float(value)
 

@@ -17,7 +17,7 @@ from tenkaigen_worker.plugin.calls import Caller, HookFailed
 from tenkaigen_worker.plugin.catalog import Catalog
 from tenkaigen_worker.plugin.discovery import HOOKS, Found, check_hooks, discover, source_problems, style_files
 from tenkaigen_worker.plugin.names import fold, unknown
-from tenkaigen_worker.plugin.problems import Problem, problem_of
+from tenkaigen_worker.plugin.problems import Problem, describe_error, problem_of
 from tenkaigen_worker.plugin.types import FinishedJob, PictureInfo, Prompt, Refused, Style
 from tenkaigen_worker.resources import shipped
 
@@ -158,9 +158,11 @@ class Plugins:
         """Tell every plugin; what goes wrong is logged and goes no further."""
         for implementation in self._chains["job_finished"]:
             try:
-                await self._ask(implementation, job=job)
-            except (InputError, InfrastructureError) as error:
-                log.warning("%s", error, extra={"action": "job_finished_ignored"})
+                await self._caller.call(implementation, job=job)
+            except Refused as refusal:
+                self._log_failure(implementation, describe_error(refusal), refusal)
+            except HookFailed as failure:
+                self._log_failure(implementation, str(failure), failure.__cause__)
 
     async def _ask(self, implementation: HookImpl, **arguments: Any) -> Any:
         try:
@@ -172,11 +174,15 @@ class Plugins:
             self._fail(implementation, str(failure), failure.__cause__)
 
     def _fail(self, implementation: HookImpl, why: str, cause: BaseException | None = None) -> NoReturn:
-        """End the job's attempt. The user reads the plugin's short name; its place on disk is for the log."""
+        """End the job's attempt."""
+        raise InfrastructureError(Code.PLUGIN_FAILED, self._log_failure(implementation, why, cause)) from cause
+
+    def _log_failure(self, implementation: HookImpl, why: str, cause: BaseException | None) -> str:
+        """Log what failed, and answer it in words for users: these have the plugin's name, not its place on disk."""
         text = f"The plugin {self._name_of(implementation)} failed in {implementation.function.__name__}: {why}"
         extra = {"action": "plugin_failed", "plugin": implementation.plugin_name}
         log.error("%s", text, exc_info=cause, extra=extra)
-        raise InfrastructureError(Code.PLUGIN_FAILED, text) from cause
+        return text
 
     def _name_of(self, implementation: HookImpl) -> str:
         return next(m.found.name for m in self._members if m.found.plugin is implementation.plugin)

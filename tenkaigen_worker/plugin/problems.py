@@ -40,7 +40,7 @@ def describe_error(error: BaseException) -> str:
 def problem_of(error: BaseException, file: Path, doing: str) -> Problem:
     """Make a problem of what a plugin's own code raised, at the last line of ``file`` that was running."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
-        return Problem(str(file), error.lineno, f"{describe_error(error.with_traceback(None))}")
+        return Problem(str(file), error.lineno, f"this is not Python: {error.msg}")
 
     frames = traceback.extract_tb(error.__traceback__)
     line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(file)), None)

@@ -1,0 +1,209 @@
+"""Style files: what they may say, and what is said about those that do not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tenkaigen_worker.plugin import Style
+from tenkaigen_worker.plugin.catalog import Catalog, read_style
+from tenkaigen_worker.plugin.names import find, fold, unknown
+from tenkaigen_worker.plugin.problems import BrokenPlugin
+from tenkaigen_worker.resources import shipped
+
+NINE = {
+    "Standard",
+    "Anime",
+    "Line Art",
+    "Flat Logo",
+    "Watercolor",
+    "Abstract",
+    "Minimalist",
+    "Vintage",
+    "Grunge",
+}
+
+GOOD = 'name: Neon\nprompt: "{prompt}, neon sign"\n'
+
+
+def write(file: Path, text: str) -> Path:
+    """Write a file so that it looks changed even within one tick of the file system's clock."""
+    file.write_text(text, encoding="utf-8")
+    stamp = file.stat().st_mtime_ns + 1_000_000
+    os.utime(file, ns=(stamp, stamp))
+    return file
+
+
+def test_a_style_file_says_all_of_a_style(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "neon.yaml",
+        'name: Neon\ndescription: Glowing tubes\nprompt: "{prompt}, neon sign"\n'
+        'negative_prompt: "daylight"\nreplaces: true\n',
+    )
+
+    style = read_style(file)
+
+    assert style == Style("Neon", "Glowing tubes", "{prompt}, neon sign", "daylight", replaces=True)
+    assert style.origin == str(file)
+
+
+def test_only_the_name_is_needed(tmp_path: Path) -> None:
+    assert read_style(write(tmp_path / "plain.yaml", "name: Plain\n")) == Style("Plain", prompt="{prompt}")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    file = tmp_path / "bom.yaml"
+    file.write_bytes(b"\xef\xbb\xbfname: Plain\n")
+
+    assert read_style(file).name == "Plain"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("", None, "this one is empty"),
+        ("- name: Neon\n", None, "lines such as 'name: Anime'"),
+        ("just words", None, "lines such as 'name: Anime'"),
+        ("description: x\n", None, "name is missing"),
+        ("name: Neon\npromt: x\n", 2, "unknown key 'promt'; did you mean prompt? The keys are: name, description"),
+        ("name: Neon\n1: x\n", 2, "unknown key '1'"),
+        ("name: 1990\n", 1, "name must be text: put it in quotes"),
+        ("name: Neon\nprompt: {prompt}\n", 2, "prompt must be text: put it in quotes"),
+        ("name: Neon\nprompt: {prompt}, neon\n", 2, "this is not YAML"),
+        ("name: Neon\nprompt: {prompt}, neon\n", 2, "needs quotes"),
+        ("name: Neon\ndescription: Retro: new\n", 2, "needs quotes"),
+        ("name: Neon\nreplaces: 'yes'\n", 2, "replaces must be true or false, not 'yes'"),
+        ("name: Neon\n\nprompt: neon sign\n", 3, "the template needs {prompt}"),
+        ('name: Neon\nprompt: "{prompt}, {color} sign"\n', 2, "'{color}' means nothing here"),
+        ('name: Neon\nprompt: "{prompt}, {Prompt}"\n', 2, "'{Prompt}' means nothing here"),
+        ('name: Neon\nprompt: "{prompt}, {open"\n', 2, "'{open' means nothing here"),
+        ('name: Neon\nprompt: "{prompt}}"\n', 2, "'}' means nothing here"),
+        ('name: Neon\nnegative_prompt: "not {prompt}"\n', 2, "'{prompt}' means nothing here"),
+        ("name: '--'\n", 1, "needs a letter or a digit"),
+        ('name: "a\\nb"\n', 1, "one line of at most 64 characters"),
+        (f"name: {'x' * 65}\n", 1, "one line of at most 64 characters"),
+        ("name: Neon\nname: Tube\n", 2, "name stands here twice, first on line 1"),
+        ("name: 2026-99-99\n", None, "cannot be read"),
+        ("name: a\n---\nname: b\n", 2, "this is not YAML"),
+        ("? [a]\n: b\n", 1, "this is not YAML"),
+        ("name: !!python/object/apply:os.system [ls]\n", 1, "this is not YAML"),
+        ("[" * 2000, None, "cannot be read"),
+    ],
+)
+def test_a_wrong_file_says_where_and_what_would_be_right(
+    tmp_path: Path, text: str, line: int | None, says: str
+) -> None:
+    file = write(tmp_path / "neon.yaml", text)
+
+    with pytest.raises(BrokenPlugin) as broken:
+        read_style(file)
+
+    (problem,) = broken.value.problems
+    assert says in problem.message
+    assert (problem.file, problem.line) == (str(file), line)
+    assert "\n" not in str(problem)
+
+
+def test_all_that_is_wrong_with_a_file_is_said_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "neon.yaml", "nam: Neon\nprompt: 5\n")
+
+    with pytest.raises(BrokenPlugin) as broken:
+        read_style(file)
+
+    said = str(broken.value)
+    assert f"{file}:1: unknown key 'nam'; did you mean name?" in said
+    assert f"{file}:2: prompt must be text" in said
+    assert "name is missing" in said
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "neon.yaml"
+    file.write_bytes(b"name: \xff\xfe\n")
+
+    with pytest.raises(BrokenPlugin, match="cannot be read"):
+        read_style(file)
+
+
+def test_a_dangling_link(tmp_path: Path) -> None:
+    file = tmp_path / "neon.yaml"
+    file.symlink_to(tmp_path / "nowhere")
+
+    catalog = Catalog(lambda: [file])
+
+    assert "No such file" in catalog.problems[0].message
+
+
+def test_a_style_made_in_python_keeps_the_same_rules() -> None:
+    with pytest.raises(ValueError, match=r"the template needs \{prompt\}"):
+        Style("Neon", prompt="neon sign")
+    with pytest.raises(ValueError, match="needs a letter"):
+        Style("")
+
+
+def test_nothing_is_read_again_until_it_changes(tmp_path: Path) -> None:
+    file = write(tmp_path / "neon.yaml", GOOD)
+    catalog = Catalog(lambda: [file])
+
+    assert catalog.refresh() is False
+    write(file, GOOD.replace("sign", "tube"))
+    assert catalog.refresh() is True
+    assert catalog.register_styles()[0].prompt == "{prompt}, neon tube"
+
+
+def test_a_broken_edit_keeps_the_last_good_version_until_it_is_mended(tmp_path: Path) -> None:
+    file = write(tmp_path / "neon.yaml", GOOD)
+    catalog = Catalog(lambda: [file])
+
+    write(file, "name: [")
+    assert catalog.refresh() is True
+    assert [style.name for style in catalog.register_styles()] == ["Neon"]
+    assert len(catalog.problems) == 1
+
+    write(file, GOOD.replace("Neon", "Neon Two"))
+    assert catalog.refresh() is True
+    assert [style.name for style in catalog.register_styles()] == ["Neon Two"]
+    assert catalog.problems == ()
+
+
+def test_files_come_and_go(tmp_path: Path) -> None:
+    catalog = Catalog(lambda: sorted(tmp_path.glob("*.yaml")))
+    assert catalog.register_styles() == []
+
+    file = write(tmp_path / "neon.yaml", GOOD)
+    assert catalog.refresh() is True
+    assert len(catalog.register_styles()) == 1
+
+    file.unlink()
+    assert catalog.refresh() is True
+    assert catalog.register_styles() == []
+
+
+def test_the_nine_styles_ship() -> None:
+    files = sorted((shipped("plugins") / "styles").glob("*.yaml"))
+
+    styles = {style.name: style for style in map(read_style, files)}
+
+    assert styles.keys() == NINE
+    assert styles["Standard"].prompt == "{prompt}"
+    assert all(style.description and style.negative_prompt for style in styles.values())
+    assert len({style.prompt for style in styles.values()}) == 9
+
+
+@pytest.mark.parametrize("name", ["Line Art", "line_art", "LINE-ART", " line  art ", "lineart", "Line_Art"])
+def test_names_fold(name: str) -> None:
+    assert find(name, ["Standard", "Line Art"]) == "Line Art"
+
+
+def test_names_that_only_look_alike_do_not_fold() -> None:
+    assert fold("Line Art 2") != fold("Line Art")
+    assert find("Line Arts", ["Line Art"]) is None
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_all() -> None:
+    assert unknown("style", "Anmie", ["Standard", "Anime"]) == (
+        "there is no style 'Anmie'; did you mean Anime? The styles are: Standard, Anime"
+    )
+    assert unknown("mode", "zzz", ["quality"]) == "there is no mode 'zzz'. The modes are: quality"
+    assert len(unknown("style", "x" * 100_000, ["Standard"])) < 200

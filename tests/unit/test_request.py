@@ -1,0 +1,290 @@
+"""The rules for requests: each wrong field is named with what would be right, all of them at once."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tenkaigen_worker.errors import Code, InputError
+from tenkaigen_worker.request import NOT_YET, Request, read_request, request_hash
+
+STYLES = ("Standard", "Anime", "Line Art")
+MODES = ("quality", "lightning-8")
+
+
+def read(**fields: Any) -> Request:
+    return read_request({"prompt": "A phoenix rising", **fields}, styles=STYLES, modes=MODES)
+
+
+def problems(**fields: Any) -> dict[str, str]:
+    with pytest.raises(InputError) as error:
+        read(**fields)
+    assert str(error.value) == "; ".join(map(str, error.value.problems))
+    return {problem.field: problem.message for problem in error.value.problems}
+
+
+def test_a_prompt_is_enough() -> None:
+    assert read().columns() == {"prompt": "A phoenix rising", "count": 1}
+
+
+def test_all_fields() -> None:
+    request = read(
+        negative_prompt="blur",
+        style="line_art",
+        mode="Lightning 8",
+        width=1024,
+        height=768,
+        seed=42,
+        steps=8,
+        guidance_scale=1,
+        count=4,
+        metadata={"order": 17},
+        webhook_url="https://shop.example/hooks",
+        run_at="2026-11-30T18:00:00+02:00",
+        expires_at="2026-12-01T00:00:00Z",
+    )
+
+    assert request.columns() == {
+        "prompt": "A phoenix rising",
+        "negative_prompt": "blur",
+        "style": "Line Art",
+        "mode": "lightning-8",
+        "width": 1024,
+        "height": 768,
+        "seed": 42,
+        "steps": 8,
+        "guidance_scale": 1.0,
+        "count": 4,
+        "metadata": {"order": 17},
+        "webhook_url": "https://shop.example/hooks",
+        "run_at": datetime(2026, 11, 30, 16, tzinfo=UTC),
+        "expires_at": datetime(2026, 12, 1, tzinfo=UTC),
+    }
+
+
+def test_columns_of_a_row_pass() -> None:
+    row = {
+        "prompt": "x", "style": None, "width": None, "seed": 7, "guidance_scale": 4.5, "count": 1, "loras": [],
+        "template_variables": {}, "metadata": {}, "strength": None, "priority": 3, "user_id": "x",
+        "run_at": datetime(2026, 11, 30, tzinfo=UTC),
+    }  # fmt: skip
+
+    request = read_request(row, styles=STYLES, modes=MODES)
+
+    assert (request.seed, request.guidance_scale, request.style) == (7, 4.5, None)
+
+
+def test_pages_send_numbers_as_text() -> None:
+    request = read(width=" 512 ", seed="42", steps="+8", guidance_scale="3.5", count="2")
+
+    assert (request.width, request.seed, request.steps) == (512, 42, 8)
+    assert (request.guidance_scale, request.count) == (3.5, 2)
+
+
+@pytest.mark.parametrize("blank", [None, "", "  ", [], {}])
+def test_blank_means_not_asked_for(blank: Any) -> None:
+    fields = {name: blank for name in (*Request.model_fields, *NOT_YET) if name != "prompt"}
+
+    assert read(**fields) == read()
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert read(status="completed", user_id="me", sparkle=True) == read()
+
+
+def test_everything_wrong_is_said_at_once() -> None:
+    said = problems(prompt=" ", style="Anmie", mode="fast", width=1000, seed=-1, count=9, loras=["x"])
+
+    assert said == {
+        "prompt": "must not be empty: say in words what to draw",
+        "style": "there is no style 'Anmie'; did you mean Anime? The styles are: Standard, Anime, Line Art",
+        "mode": "there is no mode 'fast'. The modes are: quality, lightning-8",
+        "width": "must be a multiple of 16, such as 992 or 1008, not 1000",
+        "seed": "must be a whole number from 0 to 4294967295, not -1",
+        "count": "must be a whole number from 1 to 8, not 9",
+        "loras": "this version cannot do that yet: leave it out",
+    }
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a\0b", "contains a NUL character"),
+        ("a\ud800b", "half of a surrogate pair"),
+        ("x" * 4001, "may have at most 4000 characters; this has 4001"),
+        (5, "must be text, not 5"),
+        (["a"], "must be text"),
+        (True, "must be text, not True"),
+    ],
+)
+def test_text_that_cannot_be_used(field: str, text: Any, says: str) -> None:
+    assert says in problems(**{field: text})[field]
+
+
+def test_the_longest_text() -> None:
+    assert len(read(prompt="💥" * 4000).prompt) == 4000
+
+
+@pytest.mark.parametrize("name", [5, "x" * 100_000, "Ani\0me", "ani me 2"])
+def test_names_that_are_none(name: Any) -> None:
+    said = problems(style=name, mode=name)
+
+    assert said.keys() == {"style", "mode"}
+    assert all(len(text) < 250 for text in said.values())
+
+
+@pytest.mark.parametrize("field", ["width", "height"])
+@pytest.mark.parametrize(
+    ("side", "says"),
+    [
+        (1000, "such as 992 or 1008"),
+        (4095, "such as 4080 or 4096"),
+        (63, "from 64 to 4096, not 63"),
+        (48, "from 64 to 4096, not 48"),
+        (4112, "from 64 to 4096, not 4112"),
+        (0, "from 64"),
+        (-512, "from 64"),
+        (512.0, "must be a whole number"),
+        ("512px", "must be a whole number"),
+        (True, "must be a whole number"),
+        ([512], "must be a whole number"),
+    ],
+)
+def test_sizes(field: str, side: Any, says: str) -> None:
+    assert says in problems(**{field: side})[field]
+
+
+def test_the_bounds_of_a_picture() -> None:
+    assert read(width=2048, height=2048).width == 2048
+    assert read(width=4096, height=1024).height == 1024
+
+    said = problems(width=4096, height=2048)
+    assert said == {
+        "height": "4096 x 2048 is 8388608 pixels, and a picture may have at most 4194304, such as 2048 x 2048: "
+        "with width 4096 it may be 1024"
+    }
+
+
+@pytest.mark.parametrize(
+    "seed", [-1, 2**32, 10**30, "9" * 40, 1.5, float("nan"), "abc", "1e3", "٤٢", True, "0x10", {"a": 1}]
+)
+def test_seeds(seed: Any) -> None:
+    assert problems(seed=seed)["seed"].startswith("must be a whole number from 0 to 4294967295, not ")
+
+
+def test_the_first_and_the_last_seed() -> None:
+    assert (read(seed=0).seed, read(seed=2**32 - 1).seed) == (0, 4294967295)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("steps", 0, "from 1 to 100, not 0"),
+        ("steps", 101, "from 1 to 100"),
+        ("count", 0, "from 1 to 8"),
+        ("guidance_scale", 0.5, "must be a number from 1 to 20, not 0.5"),
+        ("guidance_scale", 20.1, "from 1 to 20"),
+        ("guidance_scale", float("nan"), "from 1 to 20, not nan"),
+        ("guidance_scale", float("inf"), "from 1 to 20"),
+        ("guidance_scale", "4,5", "from 1 to 20"),
+        ("guidance_scale", True, "from 1 to 20"),
+        ("metadata", [1], "must be an object"),
+        ("metadata", '{"a": 1}', "must be an object"),
+        ("metadata", {"a": "\0"}, "contains a NUL character"),
+        ("metadata", {"a\0": 1}, "contains a NUL character"),
+        ("metadata", {"a": ["\ud800"]}, "half of a surrogate pair"),
+        ("metadata", {"a": float("nan")}, "plain JSON"),
+        ("metadata", {"a": object()}, "plain JSON"),
+        ("metadata", {"a": "x" * 16_384}, "may have at most 16384 bytes as JSON; this has 16393"),
+        ("webhook_url", "http://shop.example/", "must be a URL such as https://"),
+        ("webhook_url", "https://", "must be a URL"),
+        ("webhook_url", "https:///path", "must be a URL"),
+        ("webhook_url", "https://a b", "must be a URL"),
+        ("webhook_url", "https://[::1", "must be a URL"),
+        ("webhook_url", "javascript:alert(1)", "must be a URL"),
+        ("webhook_url", "https://shop.example/" + "x" * 2000, "may have at most 2000 characters"),
+        ("run_at", "tomorrow", "must be a date and time with its zone, such as 2026-11-30T18:00:00Z, not 'tomorrow'"),
+        ("run_at", "2026-11-30T18:00:00", "with its zone"),
+        ("run_at", 1790000000, "must be a date and time"),
+        ("run_at", "0001-01-01T00:00:00+23:00", "must be a date and time"),
+        ("expires_at", "soon", "must be a date and time"),
+    ],
+)
+def test_other_values(field: str, value: Any, says: str) -> None:
+    assert says in problems(**{field: value})[field]
+
+
+def test_deep_metadata() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(100_000):
+        nested = {"a": nested}
+
+    assert "nested" in problems(metadata=nested)["metadata"]
+
+
+def test_an_escape_in_words_is_no_nul() -> None:
+    assert read(metadata={"path": "\\u0000"}).metadata == {"path": "\\u0000"}
+
+
+def test_nothing_expires_before_it_may_run() -> None:
+    said = problems(run_at="2026-11-30T18:00:00Z", expires_at="2026-11-30T18:00:00Z")
+
+    assert said == {"expires_at": "must be after run_at, which is 2026-11-30T18:00:00+00:00"}
+
+
+@pytest.mark.parametrize("field", NOT_YET)
+def test_what_cannot_be_done_yet_is_refused(field: str) -> None:
+    with pytest.raises(InputError) as error:
+        read(**{field: 0.5})
+
+    assert error.value.code is Code.UNSUPPORTED
+    assert [problem.field for problem in error.value.problems] == [field]
+
+
+def test_something_wrong_besides_is_an_invalid_request() -> None:
+    with pytest.raises(InputError) as error:
+        read(mask="x", seed=-1)
+
+    assert error.value.code is Code.INVALID_REQUEST
+
+
+def test_a_request_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read().prompt = "other"  # type: ignore[misc]
+
+
+def test_requests_that_mean_the_same_have_one_hash() -> None:
+    spelled = request_hash(read(style="line_art", seed="7", metadata={"a": 1, "b": 2}, run_at="2026-11-30T18:00:00Z"))
+    otherwise = request_hash(
+        read(style="Line Art", seed=7, count=1, metadata={"b": 2, "a": 1}, run_at="2026-11-30T19:00:00+01:00", mask="")
+    )
+
+    assert spelled == otherwise
+    assert len(spelled) == 64
+    assert spelled != request_hash(read(style="line_art", seed="8", metadata={"a": 1, "b": 2}))
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["\0", "\ud800", "1", "Anime"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from([*Request.model_fields, *NOT_YET]), values))
+def test_nothing_else_is_ever_raised(fields: dict[str, Any]) -> None:
+    with suppress(InputError):
+        request = read_request(fields, styles=STYLES, modes=MODES)
+        assert len(request_hash(request)) == 64
