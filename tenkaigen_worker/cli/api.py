@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tenkaigen_worker.cli.context import load_settings
-from tenkaigen_worker.cli.signals import on_stdin_closed, on_stop_signals
+from tenkaigen_worker.cli.signals import on_stop
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -52,9 +52,7 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
 
     refuse_open_door(settings.api)
     stop = asyncio.Event()
-    on_stop_signals(stop.set)
-    if until_stdin_closes:
-        on_stdin_closed(stop.set)
+    on_stop(stop.set, stdin_too=until_stdin_closes)
 
     plugins = Plugins.load(settings.plugins)
     async with (

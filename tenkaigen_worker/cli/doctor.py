@@ -52,7 +52,7 @@ class Finding:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    r"""Check this machine, the database, storage and plugins: each is ok, or says what to do.
+    """Check this machine, the database, storage and plugins: each is ok, or says what to do.
 
     Exits with 1 when something needs doing.
 

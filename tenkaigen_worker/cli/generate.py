@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenkaigen_worker.cli.context import load_settings
-from tenkaigen_worker.cli.signals import cancel_on_stop_signals
+from tenkaigen_worker.cli.signals import cancel_on_stop
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @click.option("--steps", help="Denoising steps, 1 to 100.")
 @click.option("--count", help="How many pictures, 1 to 8.")
 @click.pass_context
-def generate(ctx: click.Context, output: Path, **fields: Any) -> None:
-    r"""Make pictures of PROMPT without a database, and write them as PNG.
+def generate(ctx: click.Context, /, output: Path, **fields: Any) -> None:
+    """Make pictures of PROMPT without a database, and write them as PNG.
 
     With several pictures, their numbers are put before the file's ending.
 
@@ -59,10 +59,10 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
     from tenkaigen_worker.worker.prepare import prepare
     from tenkaigen_worker.worker.publish import post_process
 
-    cancel_on_stop_signals()
+    cancel_on_stop()
     check_writable(output)
     plugins = Plugins.load(settings.plugins)
-    engine = EngineProcess(settings.engine, state_dir=settings.state_dir)
+    engine = EngineProcess(settings.engine)
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task("Loading the model", total=None)
@@ -73,7 +73,7 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
                 text = f"Picture {step.index + 1} of {len(recipe.seeds)}: {step.phase}"
                 progress.update(bar, description=text, completed=step.step, total=step.total)
 
-            async for picture in engine.generate(recipe, on_step=show):
+            async for picture in engine.generate(recipe, on_step=show, cancel=asyncio.Event()):
                 image = await post_process(picture, recipe, plugins)
                 path = _numbered(output, picture.index) if len(recipe.seeds) > 1 else output
                 path.write_bytes(encode_png(image, recipe, seed=picture.seed))

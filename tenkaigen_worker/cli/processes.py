@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -72,7 +71,7 @@ class Supervised:
         with self._log_file.open("ab") if self._log_file else nullcontext() as output:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "tenkaigen_worker", *self._arguments),
-                env={**os.environ, **self._environ},
+                env=self._environ,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -9,23 +9,18 @@ import sys
 from collections.abc import Callable
 
 
-def on_stop_signals(stop: Callable[[], object]) -> None:
-    """Call ``stop`` at every SIGINT and SIGTERM of the running event loop."""
+def on_stop(stop: Callable[[], object], *, stdin_too: bool = False) -> None:
+    """Call ``stop`` at every SIGINT and SIGTERM; a second call of this function replaces it.
+
+    With ``stdin_too`` also once standard input ends: a supervisor that was killed cannot say goodbye, but its pipe
+    closes.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+    if not stdin_too:
+        return
 
-
-def cancel_on_stop_signals() -> None:
-    """Cancel the running task at SIGINT and SIGTERM, so that every ``async with`` of it closes what it opened."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - only ever called inside a task
-    on_stop_signals(task.cancel)
-
-
-def on_stdin_closed(stop: Callable[[], None]) -> None:
-    """Call ``stop`` once standard input ends: a supervisor that was killed cannot say goodbye, but its pipe closes."""
-    loop = asyncio.get_running_loop()
     stdin = sys.stdin.fileno()
 
     def read() -> None:
@@ -34,3 +29,10 @@ def on_stdin_closed(stop: Callable[[], None]) -> None:
             stop()
 
     loop.add_reader(stdin, read)
+
+
+def cancel_on_stop(*, stdin_too: bool = False) -> None:
+    """Cancel the running task when told to stop, so that every ``async with`` of it closes what it opened."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - only ever called inside a task
+    on_stop(task.cancel, stdin_too=stdin_too)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 
 from tenkaigen_worker.cli.context import load_settings
 from tenkaigen_worker.cli.processes import Supervised
-from tenkaigen_worker.cli.signals import cancel_on_stop_signals
+from tenkaigen_worker.cli.signals import cancel_on_stop
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Loaded
@@ -29,13 +30,13 @@ class Stack:
 
     url: str
     dsn: str
-    watch: asyncio.Future[object]
+    watch: asyncio.Future[list[None]]
 
 
 @click.command()
 @click.pass_context
 def up(ctx: click.Context) -> None:
-    r"""Run everything here until Ctrl-C: PostgreSQL, the HTTP API and a worker.
+    """Run everything here until Ctrl-C: PostgreSQL, the HTTP API and a worker.
 
     Without a worker.yaml it uses a database of its own in ./.tenkaigen and the untrained demonstration model.
 
@@ -53,9 +54,9 @@ def up(ctx: click.Context) -> None:
 
 
 async def _up(loaded: Loaded) -> None:
-    cancel_on_stop_signals()
+    cancel_on_stop()
     click.echo("Starting; the first time takes a little longer ...", err=True)
-    async with running_stack(loaded) as stack:
+    async with running_stack(loaded, os.environ) as stack:
         click.echo(f"API       {stack.url}")
         click.echo(f"Database  {stack.dsn}")
         click.echo(f'Try       tenkaigen psql -c "{INSERT}"')
@@ -63,19 +64,26 @@ async def _up(loaded: Loaded) -> None:
 
 
 @asynccontextmanager
-async def running_stack(loaded: Loaded, log_dir: Path | None = None) -> AsyncIterator[Stack]:
+async def running_stack(
+    loaded: Loaded, environ: Mapping[str, str], log_dir: Path | None = None
+) -> AsyncIterator[Stack]:
     """Run database, migrations, API and worker while the block runs; it begins once both processes are ready.
 
-    Their output goes to files in ``log_dir``, or where ours goes. Raises
+    ``environ`` is what the configuration was loaded with: the processes get the same. Their output goes to files in
+    ``log_dir``, or where ours goes. Raises
     :class:`~tenkaigen_worker.errors.TenkaigenError` when one of them cannot start.
     """
-    from tenkaigen_worker.database.connect import resolve_dsn
-    from tenkaigen_worker.database.migrate import migrate_database
+    from tenkaigen_worker.database.connect import connect, resolve_dsn
+    from tenkaigen_worker.database.migrate import migrate
 
     settings = loaded.settings
     async with resolve_dsn(settings.database, settings.state_dir) as dsn:
-        await migrate_database(settings.database, dsn)
-        processes = _processes(loaded, dsn, log_dir)
+        connection = await connect(settings.database, dsn, "tenkaigen up")
+        try:
+            await migrate(connection)
+        finally:
+            await connection.close()
+        processes = _processes(loaded, {**environ, "TENKAIGEN_DATABASE__URL": dsn}, log_dir)
         watch = asyncio.gather(*(process.keep_running() for process in processes))
         try:
             url = f"http://{settings.api.host}:{settings.api.port}"
@@ -89,10 +97,9 @@ async def running_stack(loaded: Loaded, log_dir: Path | None = None) -> AsyncIte
             await asyncio.gather(watch, return_exceptions=True)
 
 
-def _processes(loaded: Loaded, dsn: str, log_dir: Path | None) -> list[Supervised]:
+def _processes(loaded: Loaded, environ: dict[str, str], log_dir: Path | None) -> list[Supervised]:
     settings = loaded.settings
     common = ["--config", str(loaded.file)] if loaded.file else []
-    environ = {"TENKAIGEN_DATABASE__URL": dsn}
     if loaded.file is None and loaded.origins["engine.backend"] == "default":
         environ["TENKAIGEN_ENGINE__BACKEND"] = "tiny"
     if log_dir is not None:
@@ -109,7 +116,7 @@ def _processes(loaded: Loaded, dsn: str, log_dir: Path | None) -> list[Supervise
     ]
 
 
-async def _until_ready(watch: asyncio.Future[object], urls: list[str]) -> None:
+async def _until_ready(watch: asyncio.Future[list[None]], urls: list[str]) -> None:
     import aiohttp
 
     async def ready(session: aiohttp.ClientSession, url: str) -> None:
@@ -125,7 +132,7 @@ async def _until_ready(watch: asyncio.Future[object], urls: list[str]) -> None:
         try:
             await asyncio.wait({waiting, watch}, return_when=asyncio.FIRST_COMPLETED)
             if watch.done():
-                watch.result()
+                await watch
         finally:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)

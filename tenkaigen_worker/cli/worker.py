@@ -7,13 +7,13 @@ import logging
 import os
 import secrets
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from tenkaigen_worker.cli.context import load_settings
-from tenkaigen_worker.cli.signals import on_stdin_closed, on_stop_signals
+from tenkaigen_worker.cli.signals import cancel_on_stop, on_stop
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -26,7 +26,7 @@ log = logging.getLogger("tenkaigen.worker")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that started us.")
 @click.pass_context
 def worker(ctx: click.Context, drain: bool, until_stdin_closes: bool) -> None:
-    r"""Take jobs from the queue and make their pictures, until SIGTERM or Ctrl-C.
+    """Take jobs from the queue and make their pictures, until SIGTERM or Ctrl-C.
 
     The first signal lets the jobs in hand finish within worker.grace_seconds; a second one gives them back at once.
 
@@ -40,16 +40,19 @@ def worker(ctx: click.Context, drain: bool, until_stdin_closes: bool) -> None:
 
     settings = load_settings(ctx).settings
     configure_logging(settings.log)
-    asyncio.run(_run(settings, drain=drain, until_stdin_closes=until_stdin_closes))
+    # While the model is loading a stop cancels everything; from then on the worker ends in order.
+    with suppress(asyncio.CancelledError):
+        asyncio.run(_run(settings, drain=drain, until_stdin_closes=until_stdin_closes))
 
 
 async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.database.connect import open_pool, resolve_dsn
     from tenkaigen_worker.database.migrate import check_schema
     from tenkaigen_worker.database.queue import PostgresQueue
+    from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.database.wakeups import Wakeups
     from tenkaigen_worker.engine.host import EngineProcess
-    from tenkaigen_worker.maintenance import Maintenance
+    from tenkaigen_worker.maintenance import maintain
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.storage.factory import make_storage
     from tenkaigen_worker.telemetry import Metrics
@@ -57,6 +60,41 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
     from tenkaigen_worker.worker.tools import Tools
     from tenkaigen_worker.worker.worker import Worker
 
+    cancel_on_stop(stdin_too=until_stdin_closes)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    plugins = Plugins.load(settings.plugins)
     async with AsyncExitStack() as stack:
-        ...
+        dsn = await stack.enter_async_context(resolve_dsn(settings.database, settings.state_dir))
+        pool = await stack.enter_async_context(await open_pool(settings.database, dsn, "tenkaigen worker"))
+        await check_schema(pool)
+
+        storage = make_storage(settings)
+        stack.push_async_callback(storage.close)
+        engine = EngineProcess(settings.engine)
+        stack.push_async_callback(engine.stop)
+        queue = PostgresQueue(pool, worker_id, settings.worker.lease_seconds)
+        tools = Tools(queue, engine, storage, plugins, settings.generation, Metrics())
+
+        worker = Worker(tools, settings.worker, drain=drain)
+
+        port = settings.worker.health_port
+        if port is not None:
+            endpoint = health_endpoint(
+                settings.worker.health_host,
+                port,
+                problems=worker.problems,
+                engine=engine,
+                metrics=tools.metrics,
+                depth=Submissions(pool).depth,
+            )
+            await stack.enter_async_context(endpoint)
+        await engine.start()
+
+        wakeups = Wakeups(settings.database, dsn, pool, on_jobs=worker.work_may_wait, on_cancel=worker.cancel_may_wait)
+        await stack.enter_async_context(wakeups)
+        upkeep = asyncio.create_task(maintain(pool, settings.worker), name="maintenance")
+        stack.callback(upkeep.cancel)
+        on_stop(worker.stop, stdin_too=until_stdin_closes)
+        log.info("Worker %s takes jobs", worker_id, extra={"action": "worker_ready", "worker_id": worker_id})
+        await worker.run(listening=lambda: wakeups.proven)
+    log.info("Worker %s has ended", worker_id, extra={"action": "worker_ended", "worker_id": worker_id})

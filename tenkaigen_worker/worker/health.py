@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 
 from tenkaigen_worker.engine.base import Engine
-from tenkaigen_worker.errors import ConfigError
+from tenkaigen_worker.errors import ConfigError, DatabaseError
+from tenkaigen_worker.jobs import QueueDepth
 from tenkaigen_worker.telemetry import Metrics
 
 
 @asynccontextmanager
 async def health_endpoint(
-    host: str, port: int, *, problems: Callable[[], list[str]], engine: Engine, metrics: Metrics
+    host: str,
+    port: int,
+    *,
+    problems: Callable[[], list[str]],
+    engine: Engine,
+    metrics: Metrics,
+    depth: Callable[[], Awaitable[QueueDepth]],
 ) -> AsyncIterator[str]:
     """Serve ``/healthz``, ``/readyz`` and ``/metrics`` while the block runs; yields the base URL.
 
-    ``/readyz`` is 503 with the reasons while ``problems`` names any. Raises
+    ``/readyz`` is 503 with the reasons while ``problems`` names any; ``depth`` is asked at each scrape. Raises
     :class:`~tenkaigen_worker.errors.ConfigError` when the port is taken.
     """
 
@@ -31,6 +38,9 @@ async def health_endpoint(
         return web.json_response(body, status=503 if reasons else 200)
 
     async def numbers(_: web.Request) -> web.Response:
+        metrics.engine_up(engine.info is not None)
+        with suppress(DatabaseError):
+            metrics.queue_depth(await depth())
         return web.Response(body=metrics.render(), headers={"Content-Type": metrics.content_type})
 
     app = web.Application()

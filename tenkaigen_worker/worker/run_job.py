@@ -84,7 +84,9 @@ async def _generate(
         extra={"action": "job_generating", "job_id": hand.job.id},
     )
     hand.enter("generating")
-    pictures = tools.engine.generate(recipe, on_step=lambda step: hand.step(step, len(recipe.seeds)))
+    pictures = tools.engine.generate(
+        recipe, on_step=lambda step: hand.step(step, len(recipe.seeds)), cancel=asyncio.Event()
+    )
     async for picture in pictures:
         # Storing a picture goes on beside the making of the next one, and beside the next job.
         uploads.append(asyncio.create_task(publish(picture, recipe, hand.job, tools)))

@@ -3,7 +3,6 @@
 ==========  =====================================================================================
 claim       takes the next job when the engine is free, or soon will be
 heartbeat   keeps all leases alive with one statement, writes progress, hears who is to be canceled
-upkeep      gives expired leases of other workers back to the queue
 ==========  =====================================================================================
 """
 
@@ -11,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
+from uuid import UUID
 
 from tenkaigen_worker.config import WorkerSettings
 from tenkaigen_worker.errors import DatabaseError
@@ -32,8 +32,7 @@ DATABASE_PAUSE = 1.0
 class Worker:
     """Runs jobs until it is told to stop, or with ``drain`` until the queue is empty.
 
-    ``upkeep`` is called every ``rescue_seconds``; ``listening`` says whether notifications are proven to arrive, so
-    that polling may be slow. Whoever hears notifications calls :meth:`work_may_wait` and :meth:`cancel_may_wait`.
+    Whoever hears the database's notifications calls :meth:`work_may_wait` and :meth:`cancel_may_wait`.
     """
 
     def __init__(
@@ -41,14 +40,10 @@ class Worker:
         tools: Tools,
         settings: WorkerSettings,
         *,
-        upkeep: Callable[[], Awaitable[None]],
-        listening: Callable[[], bool],
         drain: bool = False,
     ) -> None:
         self._tools = tools
         self._settings = settings
-        self._upkeep = upkeep
-        self._listening = listening
         self._drain = drain
         self._turns = EngineTurns(settings.prefetch_seconds, tools.metrics.engine_gap)
         self._held: dict[Lease, tuple[JobInHand, asyncio.Task[None]]] = {}
@@ -59,16 +54,18 @@ class Worker:
         self._beat_sooner = asyncio.Event()
         self._database_trouble: str | None = None
 
-    async def run(self) -> None:
-        """Claim and run jobs; returns when stopped or drained, with every job finished or given back."""
-        helpers = [asyncio.create_task(loop()) for loop in (self._heartbeat_loop, self._upkeep_loop)]
+    async def run(self, *, listening: Callable[[], bool]) -> None:
+        """Claim and run jobs; returns when stopped or drained, with every job finished or given back.
+
+        ``listening`` says whether notifications are proven to arrive: polling may be slow then.
+        """
+        heartbeat = asyncio.create_task(self._heartbeat_loop(), name="heartbeat")
         try:
-            await self._claim_loop()
+            await self._claim_loop(listening)
             await self._finish()
         finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            heartbeat.cancel()
+            await asyncio.gather(heartbeat, return_exceptions=True)
 
     def stop(self) -> None:
         """Claim nothing more and finish what is in hand; a second call gives it back at once."""
@@ -82,9 +79,10 @@ class Worker:
         """Look at the queue now: something was queued."""
         self._work_may_wait.set()
 
-    def cancel_may_wait(self) -> None:
-        """Ask the database now who is to be canceled."""
-        self._schedule_beat(monotonic())
+    def cancel_may_wait(self, job_id: UUID) -> None:
+        """Ask the database now whether a job is to be canceled, if it is one of ours."""
+        if any(lease.job_id == job_id for lease in self._held):
+            self._schedule_beat(monotonic())
 
     def problems(self) -> list[str]:
         """Why this worker is not ready to take jobs; empty when it is."""
@@ -92,7 +90,7 @@ class Worker:
         stopping = "the worker is stopping" if self._stopping else None
         return [reason for reason in (engine_trouble, self._database_trouble, stopping) if reason]
 
-    async def _claim_loop(self) -> None:
+    async def _claim_loop(self, listening: Callable[[], bool]) -> None:
         while not self._stopping:
             if not self._turns.may_claim():
                 await self._turns.until_changed()
@@ -106,7 +104,7 @@ class Worker:
                 log.info("The queue is empty", extra={"action": "drained"})
                 return
             else:
-                await self._until_work_may_wait()
+                await self._until_work_may_wait(listening=listening())
 
     async def _claim(self) -> Job | None:
         while not self._stopping:
@@ -147,8 +145,8 @@ class Worker:
                 extra={"action": "outcome_failed", "job_id": hand.job.id},
             )
 
-    async def _until_work_may_wait(self) -> None:
-        patience = self._settings.poll_seconds_listening if self._listening() else self._settings.poll_seconds
+    async def _until_work_may_wait(self, *, listening: bool) -> None:
+        patience = self._settings.poll_seconds_listening if listening else self._settings.poll_seconds
         with suppress(TimeoutError):
             await asyncio.wait_for(self._work_may_wait.wait(), patience)
 
@@ -188,14 +186,6 @@ class Worker:
                 hand.lose()
             elif answer.cancel_requested:
                 hand.cancel()
-
-    async def _upkeep_loop(self) -> None:
-        while True:
-            try:
-                await self._upkeep()
-            except DatabaseError as error:
-                await self._pause(error, "upkeep_failed")
-            await asyncio.sleep(self._settings.rescue_seconds)
 
     async def _pause(self, error: DatabaseError, action: str) -> None:
         self._database_trouble = str(error)

@@ -14,7 +14,8 @@ import tenkaigen_worker
 
 PACKAGE = Path(tenkaigen_worker.__file__).parent
 
-# From the ground up. A module may import from its own room and from rows below; rooms of one row do not know each other.
+# From the ground up. A module may import from its own room and from rows below; rooms of one row are strangers, but
+# for the rows of friends.
 LAYERS = (
     {"errors", "resources", "redact"},
     {"jobs", "settings_sources", "settings_file", "config"},
@@ -33,7 +34,7 @@ ROWS_OF_FRIENDS = (
     {"cli", "__main__"},
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "nunchaku", "safetensors", "huggingface_hub"}
-INSIDE_THE_ENGINE = {"loaders.py", "qwen.py", "tiny.py", "diffusers.py", "auto.py"}
+INSIDE_THE_ENGINE = {"devices.py", "loaders.py", "qwen.py", "tiny.py", "weights.py"}
 
 
 def modules() -> list[Path]:
