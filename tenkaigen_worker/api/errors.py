@@ -91,7 +91,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal on every response: its request's id; and no error is ever kept by a cache."""
+    """Signal on every response: its request's id, nothing about our versions, and no error that a cache keeps."""
+    response.headers["Server"] = "tenkaigen"
     response.headers["X-Request-Id"] = request.get(REQUEST_ID) or _request_id(request)
     response.headers["X-Content-Type-Options"] = "nosniff"
     if response.status >= HTTPStatus.BAD_REQUEST:

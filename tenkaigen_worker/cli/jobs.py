@@ -147,12 +147,14 @@ def _check(prompts: Sequence[tuple[str, str]], asked: Mapping[str, Any], setting
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[Submissions]:
     from tenkaigen_worker.database.connect import open_pool, resolve_dsn
+    from tenkaigen_worker.database.migrate import check_schema
     from tenkaigen_worker.database.submissions import Submissions
 
     async with (
         resolve_dsn(settings.database, settings.state_dir) as dsn,
         await open_pool(settings.database, dsn, "tenkaigen-cli") as pool,
     ):
+        await check_schema(pool)
         yield Submissions(pool)
 
 
