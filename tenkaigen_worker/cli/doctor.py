@@ -17,11 +17,16 @@ from tenkaigen_worker.cli.context import load_settings
 from tenkaigen_worker.errors import TenkaigenError
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from tenkaigen_worker.config import Settings
 
 PYTHON_NEEDED = (3, 11)
 # Room for pictures and a model's files before things break, in bytes.
 DISK_NEEDED = 5 * 1024**3
+
+# How long a notification may take to come back, in seconds.
+LISTEN_SECONDS = 5.0
 
 # Asked in a process of its own, so that torch is never loaded into this one.
 ASK_TORCH = """
@@ -127,7 +132,37 @@ async def _nunchaku(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
-    yield Finding("Postgres", "...")
+    from tenkaigen_worker.database.connect import open_pool, resolve_dsn
+    from tenkaigen_worker.database.migrate import check_schema
+    from tenkaigen_worker.database.pooler import pooler_mode
+
+    subject = "Postgres"
+    try:
+        async with (
+            resolve_dsn(settings.database, settings.state_dir) as dsn,
+            await open_pool(settings.database, dsn, "tenkaigen doctor") as pool,
+        ):
+            version = await pool.fetchval("SHOW server_version")
+            yield Finding(subject, f"{version}, through {await pooler_mode(settings.database, dsn)}")
+            subject = "Job table"
+            await check_schema(pool)
+            yield Finding(subject, "as this program needs it")
+            yield await _listen(settings, dsn, pool)
+    except TenkaigenError as error:
+        yield Finding(subject, "not usable", str(error))
+
+
+async def _listen(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:
+    from tenkaigen_worker.database.wakeups import Wakeups
+
+    wakeups = Wakeups(settings.database, dsn, pool, on_jobs=lambda: None, on_cancel=lambda job_id: None)
+    async with wakeups:
+        try:
+            await asyncio.wait_for(wakeups.wait_proven(), LISTEN_SECONDS)
+        except TimeoutError:
+            found = f"nothing arrives; jobs are found by polling, every {settings.worker.poll_seconds:g} s"
+            return Finding("LISTEN", found, "Use a direct connection, or a pooler in session mode, for quicker starts.")
+    return Finding("LISTEN", "a notification made the round trip")
 
 
 async def _storage(settings: Settings) -> AsyncIterator[Finding]:
@@ -135,7 +170,7 @@ async def _storage(settings: Settings) -> AsyncIterator[Finding]:
 
     storage = make_storage(settings)
     try:
-        yield Finding("Storage", f"writes, reads and deletes in {await storage.check()}")
+        yield Finding("Storage", await storage.check())
     except TenkaigenError as error:
         yield Finding("Storage", "a probe file failed", str(error))
     finally:

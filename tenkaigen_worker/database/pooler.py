@@ -1,0 +1,35 @@
+"""Finds out whether a pooler stands between us and the server, and of which kind."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from tenkaigen_worker.config import DatabaseSettings
+from tenkaigen_worker.database.connect import connect
+from tenkaigen_worker.database.faults import database_faults
+
+
+class PoolerMode(StrEnum):
+    """How connections reach the server."""
+
+    NONE = "no pooler, or one in session mode"
+    TRANSACTION = "a pooler in transaction mode"
+
+
+async def pooler_mode(settings: DatabaseSettings, dsn: str) -> PoolerMode:
+    """Ask the server which of its processes answers, over two connections that are both open.
+
+    Two sessions have a process each; a pooler in transaction mode lends both the same idle one. Raises
+    :class:`~tenkaigen_worker.errors.DatabaseError` when the database cannot be reached.
+    """
+    first = await connect(settings, dsn, "tenkaigen probe")
+    try:
+        second = await connect(settings, dsn, "tenkaigen probe")
+        try:
+            with database_faults("cannot look for a pooler"):
+                pids = {await connection.fetchval("SELECT pg_backend_pid()") for connection in (first, second)}
+        finally:
+            await second.close()
+    finally:
+        await first.close()
+    return PoolerMode.TRANSACTION if len(pids) == 1 else PoolerMode.NONE
