@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tenkaigen_worker.config import EngineSettings
 from tenkaigen_worker.engine import messages
@@ -176,7 +176,7 @@ def _load(settings: EngineSettings, channel: messages.BlockingChannel) -> Backen
     try:
         backend = load_backend(settings, alive=lambda: channel.send(messages.Loading()))
     except Exception as error:
-        channel.send(failure(None, error))
+        channel.send(replace(failure(None, error), fatal=True))
         return None
 
     load_ms = round((time.monotonic() - started) * 1000)
