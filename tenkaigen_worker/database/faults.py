@@ -23,7 +23,12 @@ def database_faults(doing: str) -> Iterator[None]:
 
 
 def explain(fault: BaseException) -> str:
-    """What a fault says, in one line; some have no text of their own."""
+    """What a fault says, in one line; some have no text of their own.
+
+    Of the server's errors only the message: their details quote rows, and rows hold prompts.
+    """
+    if isinstance(fault, asyncpg.PostgresError):
+        return str(fault.args[0])
     if isinstance(fault, TimeoutError) and not str(fault):
         return "the database did not answer in time"
     return " ".join(str(fault).split()) or type(fault).__name__

@@ -1,0 +1,127 @@
+"""Fixtures for all tests: a PostgreSQL of their own, and a fresh migrated database for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tenkaigen_worker.config import DatabaseSettings
+from tenkaigen_worker.database.cluster import Cluster
+from tenkaigen_worker.database.connect import connect, open_pool
+from tenkaigen_worker.database.embedded import embedded_binaries
+from tenkaigen_worker.database.migrate import migrate
+
+# The oldest version we promise; Debian's package is postgresql-15.
+OLDEST = Path("/usr/lib/postgresql/15/bin")
+
+TEMPLATE = "tenkaigen_template"
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """An empty folder with a short path: a Unix socket's must be."""
+    folder = Path(tempfile.mkdtemp(prefix="tenkaigen-test-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def running(binaries: Path) -> Iterator[str]:
+    """Run a server of its own, and yield its DSN. Its data is not worth waiting for a disk."""
+    folder = Path(tempfile.mkdtemp(prefix="tenkaigen-test-"))
+    cluster = Cluster(binaries, folder / "postgres")
+    dsn = cluster.ensure_running()
+    try:
+        asyncio.run(_without_fsync(dsn))
+        yield dsn
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)
+
+
+async def _without_fsync(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("ALTER SYSTEM SET fsync = off")
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """DSN of a PostgreSQL 18 that lives as long as the tests, with a migrated template in it."""
+    with running(embedded_binaries()) as dsn:
+        asyncio.run(_make_template(dsn))
+        yield dsn
+
+
+async def _make_template(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    await connection.close()
+    connection = await connect(DatabaseSettings(), dsn_of(dsn, TEMPLATE), "template")
+    await migrate(connection)
+    await connection.close()
+
+
+@pytest.fixture(scope="session")
+def oldest_server() -> Iterator[str]:
+    """DSN of a PostgreSQL 15, where the machine has one; a CI machine must."""
+    if not OLDEST.is_dir():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("install the package postgresql-15")
+    with running(OLDEST) as dsn:
+        yield dsn
+
+
+def dsn_of(server: str, database: str) -> str:
+    """The DSN of another database on the same server."""
+    return server.replace("/postgres?", f"/{database}?")
+
+
+@pytest.fixture
+async def make_database(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Make databases that end with the test: ``await make_database(server, template=...)`` answers a DSN."""
+    made: list[tuple[str, str]] = []
+
+    async def make(server: str, template: str = "template0") -> str:
+        name = f"test_{next(_numbers)}"
+        await _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+        made.append((server, name))
+        return dsn_of(server, name)
+
+    yield make
+    for server, name in made:
+        await _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def database(server: str, make_database: Callable[..., Awaitable[str]]) -> str:
+    """DSN of a fresh migrated database."""
+    return await make_database(server, TEMPLATE)
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[asyncpg.Pool[Any]]:
+    """A pool on the fresh migrated database, made as the program makes its own."""
+    pool = await open_pool(DatabaseSettings(pool_size=10), database, "tests")
+    yield pool
+    await pool.close()
