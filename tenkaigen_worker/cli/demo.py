@@ -105,7 +105,11 @@ async def _insert_and_follow(dsn: str) -> list[JobView]:
             job = await submissions.get(await pool.fetchval(f"{statement} RETURNING id"))
             assert job is not None  # noqa: S101 - it was inserted a moment ago
             jobs.append(job)
-        return [job async for job in follow(jobs, submissions.get, Console())]
+        finished = []
+        async for job in follow(jobs, submissions.get, Console()):
+            click.echo(f"  {job.prompt}, {job.style}: {job.status}")
+            finished.append(job)
+        return finished
 
 
 async def _show(job: JobView, settings: Settings) -> None:

@@ -84,7 +84,8 @@ async def running_stack(
         finally:
             await connection.close()
         processes = _processes(loaded, {**environ, "TENKAIGEN_DATABASE__URL": dsn}, log_dir)
-        watch = asyncio.gather(*(process.keep_running() for process in processes))
+        running = [asyncio.create_task(process.keep_running(), name=process.name) for process in processes]
+        watch = asyncio.gather(*running)
         try:
             url = f"http://{settings.api.host}:{settings.api.port}"
             health = f"http://{settings.worker.health_host}:{settings.worker.health_port}"
@@ -93,8 +94,9 @@ async def running_stack(
                 process.ready = True
             yield Stack(url, dsn, watch)
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, watch, return_exceptions=True)
 
 
 def _processes(loaded: Loaded, environ: dict[str, str], log_dir: Path | None) -> list[Supervised]:
