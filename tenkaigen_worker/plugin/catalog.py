@@ -60,7 +60,7 @@ def _explain(key: str, kind: str, value: object, text: str) -> str:
 def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """Read a YAML mapping, and the line of each of its keys."""
     try:
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8-sig"))
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tenkaigen_worker.plugin import Style
+from tenkaigen_worker.plugin import catalog as catalog_module
 from tenkaigen_worker.plugin.catalog import Catalog, read_style
 from tenkaigen_worker.plugin.names import find, fold, unknown
 from tenkaigen_worker.plugin.problems import BrokenPlugin
@@ -91,6 +92,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
         ("name: !!python/object/apply:os.system [ls]\n", 1, "this is not YAML"),
         ("[" * 2000, None, "cannot be read"),
     ],
+    ids=lambda value: ascii(value)[:40],
 )
 def test_a_wrong_file_says_where_and_what_would_be_right(
     tmp_path: Path, text: str, line: int | None, says: str
@@ -142,13 +144,18 @@ def test_a_style_made_in_python_keeps_the_same_rules() -> None:
         Style("")
 
 
-def test_nothing_is_read_again_until_it_changes(tmp_path: Path) -> None:
+def test_nothing_is_read_again_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(catalog_module, "read_style", lambda file: read.append(file) or read_style(file))
     file = write(tmp_path / "neon.yaml", GOOD)
     catalog = Catalog(lambda: [file])
 
     assert catalog.refresh() is False
+    assert len(read) == 1
+
     write(file, GOOD.replace("sign", "tube"))
     assert catalog.refresh() is True
+    assert len(read) == 2
     assert catalog.register_styles()[0].prompt == "{prompt}, neon tube"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -121,12 +122,24 @@ def test_a_recipe_that_another_program_moved_behind_the_pixels_is_found() -> Non
     assert read_recipe(moved).recipe == RECIPE
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+HUGE = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"\0\xff\xff\xff" * 2 + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")
+BROKEN_PIXELS = (
+    resaved()[: resaved().index(b"IDAT") - 4] + chunk(b"IDAT", b"\x78\x01") + chunk(b"\0\0\0\0", b"no chunk")
+)
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
         (b"", "is not a PNG file"),
         (b"GIF89a" + b"\0" * 100, "is not a PNG file"),
         (b"\x89PNG\r\n\x1a\n", "is not a PNG file"),
+        (HUGE, "is a damaged PNG file"),
+        (BROKEN_PIXELS, "is a damaged PNG file"),
         (resaved(), "carries no recipe"),
         (resaved(tenkaigen="no json"), "carries a recipe that cannot be read"),
         (resaved(tenkaigen="[1]"), "carries a recipe that cannot be read"),
@@ -134,6 +147,7 @@ def test_a_recipe_that_another_program_moved_behind_the_pixels_is_found() -> Non
         (resaved(tenkaigen='{"index": 0, "seed": 1, "version": 9}'), "not a recipe of version 1"),
         (resaved(tenkaigen="[" * 100_000), "carries a recipe that cannot be read"),
     ],
+    ids=lambda value: repr(value)[-30:],
 )
 def test_files_that_are_none_of_ours(data: bytes, says: str) -> None:
     with pytest.raises(PictureError, match=says):

@@ -17,6 +17,11 @@ STYLES = ("Standard", "Anime", "Line Art")
 MODES = ("quality", "lightning-8")
 
 
+def short(value: object) -> str:
+    """Name a test's parameter, which may be very long."""
+    return ascii(value)[:30]
+
+
 def read(**fields: Any) -> Request:
     return read_request({"prompt": "A phoenix rising", **fields}, styles=STYLES, modes=MODES)
 
@@ -122,6 +127,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         (["a"], "must be text"),
         (True, "must be text, not True"),
     ],
+    ids=short,
 )
 def test_text_that_cannot_be_used(field: str, text: Any, says: str) -> None:
     assert says in problems(**{field: text})[field]
@@ -131,7 +137,7 @@ def test_the_longest_text() -> None:
     assert len(read(prompt="💥" * 4000).prompt) == 4000
 
 
-@pytest.mark.parametrize("name", [5, "x" * 100_000, "Ani\0me", "ani me 2"])
+@pytest.mark.parametrize("name", [5, "x" * 100_000, "Ani\0me", "ani me 2"], ids=short)
 def test_names_that_are_none(name: Any) -> None:
     said = problems(style=name, mode=name)
 
@@ -215,6 +221,7 @@ def test_the_first_and_the_last_seed() -> None:
         ("run_at", "0001-01-01T00:00:00+23:00", "must be a date and time"),
         ("expires_at", "soon", "must be a date and time"),
     ],
+    ids=short,
 )
 def test_other_values(field: str, value: Any, says: str) -> None:
     assert says in problems(**{field: value})[field]
