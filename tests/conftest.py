@@ -42,8 +42,8 @@ def running(binaries: Path) -> Iterator[str]:
     """Run a server of its own, and yield its DSN. Its data is not worth waiting for a disk."""
     folder = Path(tempfile.mkdtemp(prefix="tenkaigen-test-"))
     cluster = Cluster(binaries, folder / "postgres")
-    dsn = cluster.ensure_running()
     try:
+        dsn = cluster.ensure_running()
         asyncio.run(_without_fsync(dsn))
         yield dsn
     finally:
@@ -84,14 +84,21 @@ def oldest_server() -> Iterator[str]:
         yield dsn
 
 
+@pytest.fixture(params=["server", "oldest_server"])
+def any_server(request: pytest.FixtureRequest) -> str:
+    """DSN of the newest and the oldest PostgreSQL, in turn."""
+    dsn: str = request.getfixturevalue(request.param)
+    return dsn
+
+
 def dsn_of(server: str, database: str) -> str:
     """The DSN of another database on the same server."""
     return server.replace("/postgres?", f"/{database}?")
 
 
 @pytest.fixture
-async def make_database(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-    """Make databases that end with the test: ``await make_database(server, template=...)`` answers a DSN."""
+async def make_database() -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """What makes databases that end with the test: given a server's DSN and a template, it answers a new one's DSN."""
     made: list[tuple[str, str]] = []
 
     async def make(server: str, template: str = "template0") -> str:

@@ -62,14 +62,16 @@ async def open_pool(settings: DatabaseSettings, dsn: str, application_name: str)
     address = parse_address(dsn)
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
-            return await asyncpg.create_pool(
+            pool = await asyncpg.create_pool(
                 dsn,
-                min_size=1,
+                min_size=0,  # with a floor, the pool logs tracebacks of its own while the database is away
                 max_size=settings.pool_size,
                 init=_prepare,
                 reset=_leave_as_is,
                 **_options(settings, address, application_name),
             )
+            async with pool.acquire():
+                return pool
     except (*FAULTS, ValueError) as fault:
         raise DatabaseError(_why(fault, address, settings.connect_timeout_seconds)) from None
 

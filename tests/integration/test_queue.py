@@ -373,11 +373,10 @@ async def test_a_database_that_is_gone_is_a_database_error(pool: asyncpg.Pool[An
 
 async def test_a_connection_that_breaks_is_replaced(pool: asyncpg.Pool[Any], queue: Queue) -> None:
     await insert(pool)
-    async with pool.acquire() as killer:
-        async with pool.acquire() as doomed:
-            await killer.execute("SELECT pg_terminate_backend($1, 5000)", doomed.get_server_pid())
-            with pytest.raises(DatabaseError):
-                await PostgresQueue(_Single(doomed), "worker-1", 60).claim()  # type: ignore[arg-type]
+    async with pool.acquire() as killer, pool.acquire() as doomed:
+        await killer.execute("SELECT pg_terminate_backend($1, 5000)", doomed.get_server_pid())
+        with pytest.raises(DatabaseError):
+            await PostgresQueue(_Single(doomed), "worker-1", 60).claim()  # type: ignore[arg-type]
 
     assert await queue.claim() is not None
 
