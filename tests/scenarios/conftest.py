@@ -52,7 +52,7 @@ class Program:
             return [line for line in self.lines if line.get("action") == action]
 
         async with asyncio.timeout(PATIENCE_SECONDS), self._news:
-            await self._news.wait_for(lambda: len(said()) >= times or self.process.stderr.at_eof())
+            await self._news.wait_for(lambda: len(said()) >= times or self._reading.done())
         assert len(said()) >= times, f"the process never said {action!r}:\n{''.join(self.raw)}"
         return said()[times - 1]
 
@@ -85,15 +85,15 @@ Start = Callable[..., Awaitable[Program]]
 
 
 @pytest.fixture
-async def start(tmp_path: Path, dsn: str) -> AsyncIterator[Start]:
-    """Start commands on this test's database: ``await start("worker", TENKAIGEN_WORKER__LEASE_SECONDS="3")``."""
+async def start(tmp_path: Path, database: str) -> AsyncIterator[Start]:
+    """Give what starts commands on this test's database: ``await start("worker", TENKAIGEN_WORKER__LEASE_SECONDS="3")``."""
     async with AsyncExitStack() as stack:
 
         async def start(*arguments: str, **environ: str) -> Program:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "tenkaigen_worker", *arguments),
                 cwd=tmp_path,
-                env={**clean_environ(), **DEFAULTS, "TENKAIGEN_DATABASE__URL": dsn, **environ},
+                env={**clean_environ(), **DEFAULTS, "TENKAIGEN_DATABASE__URL": database, **environ},
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
             )
