@@ -1,0 +1,1 @@
+"""One readable failure story per file, with real processes and real signals."""

@@ -9,7 +9,7 @@ import asyncpg
 import psutil
 import pytest
 
-from tests.scenarios.conftest import PATIENCE_SECONDS, Start
+from tests.scenarios.program import PATIENCE_SECONDS, Start
 
 SLOW = "A phoenix rising [slow 0.05]"
 
