@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from diffusers import QwenImagePipeline
+from diffusers.utils.logging import disable_progress_bar as hide_diffusers_bars
 from safetensors import SafetensorError
+from transformers.utils.logging import disable_progress_bar as hide_transformers_bars
 
 from tenkaigen_worker.config import EngineSettings
 from tenkaigen_worker.engine.devices import Footprint, choose_device, choose_dtype, choose_offload, limit_threads
@@ -37,6 +39,8 @@ def check_auto() -> None:
 
 def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> QwenBackend:
     """Load the configured pipeline. Raises ``EngineError`` that says what is wrong with which setting."""
+    hide_diffusers_bars()
+    hide_transformers_bars()
     limit_threads(settings)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -113,7 +112,7 @@ def _hub_errors(model: str, revision: str | None, *, download: bool) -> Iterator
         ) from error
     except RevisionNotFoundError as error:
         raise _error(f"engine.revision: {model} has no revision {revision}") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, httpx.TransportError) as error:
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         if not download:
             raise _error(
                 f"engine.model: {model} is not on this machine, and engine.backend: auto does not download; give its "
@@ -128,12 +127,16 @@ def _hub_errors(model: str, revision: str | None, *, download: bool) -> Iterator
     except (HfHubHTTPError, HFValidationError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise _error(f"engine.model: the hub answered for {model}: {first_line}") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except EngineError:
+        raise
+    except Exception as error:
+        # The client lets through what its network and transfer libraries raise, and those change with its versions.
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise _error(
                 f"the disk is full: {model} does not fit into {constants.HF_HUB_CACHE}; make room there, or set HF_HOME"
             ) from error
-        raise _error(f"engine.model: {model} cannot be downloaded to {constants.HF_HUB_CACHE}: {error}") from error
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise _error(f"engine.model: {model} cannot be downloaded to {constants.HF_HUB_CACHE}: {cause}") from error
 
 
 def _pulse(alive: Callable[[], None]) -> type[tqdm]:

@@ -1,0 +1,170 @@
+"""A recipe on the real pipeline, in a real child, with small weights: what comes out is what diffusers makes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.engine.base import GenerationCanceled, Step
+from tenkaigen_worker.engine.host import EngineProcess
+from tenkaigen_worker.engine.tiny import build_pipeline
+from tenkaigen_worker.recipe import Recipe
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RECIPE = Recipe("a red fox", "blurry", "Standard", 64, 96, "quality", 3, 4.0, "base", (7,), "tiny", "tiny")
+
+
+class Listener(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def logged() -> AsyncIterator[list[str]]:
+    """Everything that the engine logs, from its start on."""
+    listener, logger = Listener(), logging.getLogger("tenkaigen.engine")
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    yield listener.lines
+    logger.setLevel(logging.NOTSET)
+    logger.removeHandler(listener)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(logged: list[str]) -> AsyncIterator[EngineProcess]:
+    engine = EngineProcess(EngineSettings(backend="tiny", threads=1))
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Iterator[Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pipe = build_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    yield pipe
+    torch.set_num_threads(threads)
+
+
+async def pictures(engine: EngineProcess, recipe: Recipe) -> list[bytes]:
+    run = engine.generate(recipe, on_step=lambda step: None, cancel=asyncio.Event())
+    return [picture.pixels async for picture in run]
+
+
+async def picture(engine: EngineProcess, **changes: Any) -> bytes:
+    (pixels,) = await pictures(engine, replace(RECIPE, **changes))
+    return pixels
+
+
+def bare(pipe: Any, *, seed: int, **arguments: Any) -> bytes:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    size = {"width": RECIPE.width, "height": RECIPE.height, "num_inference_steps": RECIPE.steps}
+    image = pipe(**size, generator=generator, max_sequence_length=1024, **arguments).images[0]
+    pixels: bytes = image.tobytes()
+    return pixels
+
+
+async def test_a_picture_equals_a_bare_call_of_the_pipeline_to_the_bit(engine: EngineProcess, pipe: Any) -> None:
+    expected = bare(pipe, seed=7, prompt="a red fox", negative_prompt="blurry", true_cfg_scale=4.0)
+
+    assert await picture(engine) == expected
+
+
+async def test_guidance_without_a_negative_prompt_is_guidance_against_nothing(engine: EngineProcess, pipe: Any) -> None:
+    expected = bare(pipe, seed=7, prompt="a red fox", negative_prompt=" ", true_cfg_scale=4.0)
+
+    assert await picture(engine, negative_prompt="") == expected
+
+
+async def test_without_guidance_the_negative_prompt_is_not_used(engine: EngineProcess, pipe: Any) -> None:
+    expected = bare(pipe, seed=7, prompt="a red fox", true_cfg_scale=1.0)
+
+    assert await picture(engine, guidance_scale=1.0) == expected
+
+
+async def test_each_picture_depends_on_its_own_seed_alone(engine: EngineProcess) -> None:
+    together = await pictures(engine, replace(RECIPE, seeds=(1, 2, 1)))
+
+    assert together[0] == together[2]
+    assert together[0] != together[1] == await picture(engine, seeds=(2,))
+
+
+async def test_the_largest_seed_is_a_seed(engine: EngineProcess) -> None:
+    assert len(await picture(engine, seeds=(2**32 - 1,))) == 64 * 96 * 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("a red fox", "a blue whale"), ("X", "Y"), ("fox " * 160 + "a", "fox " * 160 + "b")],
+    ids=["other words", "the first letter", "the end of a long prompt"],
+)
+async def test_every_word_of_the_prompt_counts(engine: EngineProcess, one: str, other: str) -> None:
+    assert await picture(engine, prompt=one) != await picture(engine, prompt=other)
+
+
+async def test_every_phase_is_reported(engine: EngineProcess) -> None:
+    steps: list[Step] = []
+    async for finished in engine.generate(RECIPE, on_step=steps.append, cancel=asyncio.Event()):
+        assert set(finished.timings_ms) == {"encode", "denoise", "decode"}
+
+    assert [(step.phase, step.step, step.total) for step in steps] == [
+        ("encode", 1, 1),
+        ("denoise", 1, 3),
+        ("denoise", 2, 3),
+        ("denoise", 3, 3),
+        ("decode", 0, 1),
+    ]
+
+
+@pytest.mark.parametrize("phase", ["encode", "denoise", "decode"])
+async def test_a_cancel_in_any_phase_ends_the_run_and_spoils_nothing(engine: EngineProcess, phase: str) -> None:
+    expected, pid, cancel = await picture(engine), engine.pid, asyncio.Event()
+
+    def cancel_in_phase(step: Step) -> None:
+        if step.phase == phase:
+            cancel.set()
+
+    run = engine.generate(replace(RECIPE, width=256, height=256), on_step=cancel_in_phase, cancel=cancel)
+    with pytest.raises(GenerationCanceled):
+        await anext(run)
+
+    assert await picture(engine) == expected
+    assert engine.pid == pid
+
+
+async def test_the_libraries_do_not_chatter(engine: EngineProcess, logged: list[str]) -> None:
+    await picture(engine)
+
+    assert [line for line in logged if not line.startswith("Model tiny is ready on cpu (float32)")] == []
+
+
+async def test_the_demo_model_says_that_it_is_one(engine: EngineProcess) -> None:
+    assert engine.info is not None
+    assert engine.info.model.demo
+    assert (engine.info.device, engine.info.dtype) == ("cpu", "float32")
+
+
+async def test_building_the_model_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_pipeline()
+
+    assert torch.equal(torch.rand(3), expected)
