@@ -40,7 +40,8 @@ async def start(tmp_path: Path, database: str) -> AsyncIterator[Start]:
                 cwd=tmp_path,
                 env={**clean_environ(), **DEFAULTS, "TENKAIGEN_DATABASE__URL": database, **environ},
                 stdin=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
             )
             program = Program(process)
             stack.push_async_callback(program.close)

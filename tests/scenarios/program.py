@@ -29,8 +29,8 @@ class Program:
         return self.process.pid
 
     async def _read(self) -> None:
-        assert self.process.stderr is not None
-        async for line in self.process.stderr:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
             text = line.decode()
             self.raw.append(text)
             async with self._news:
