@@ -73,7 +73,7 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
                 text = f"Picture {step.index + 1} of {len(recipe.seeds)}: {step.phase}"
                 progress.update(bar, description=text, completed=step.step, total=step.total)
 
-            async for picture in engine.generate(recipe, on_step=show, cancel=asyncio.Event()):
+            async for picture in engine.generate(recipe, on_step=show):
                 image = await post_process(picture, recipe, plugins)
                 path = _numbered(output, picture.index) if len(recipe.seeds) > 1 else output
                 path.write_bytes(encode_png(image, recipe, seed=picture.seed))

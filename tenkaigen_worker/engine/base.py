@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from tenkaigen_worker.recipe import Model, Recipe
-
-
-class GenerationCanceled(Exception):
-    """The generation was stopped because its ``cancel`` event was set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +57,12 @@ class Engine(Protocol):
         Raises :class:`~tenkaigen_worker.errors.EngineError` with the cause.
         """
 
-    def generate(
-        self, recipe: Recipe, *, on_step: Callable[[Step], None], cancel: asyncio.Event
-    ) -> AsyncIterator[Picture]:
+    def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
         """Yield the recipe's pictures in order, each as soon as it is done.
 
-        Starts the process again first when it is gone. Raises :class:`GenerationCanceled` after ``cancel`` was set,
-        ``InputError`` when the recipe cannot fit, ``EngineError`` when the process crashed, hung or failed.
+        A consumer that is cancelled, or closes the generator, ends the run at the child's next step; the engine stays
+        usable. Starts the process again first when it is gone. Raises ``InputError`` when the recipe cannot fit,
+        ``EngineError`` when the process crashed, hung or failed.
         """
 
     async def stop(self) -> None:

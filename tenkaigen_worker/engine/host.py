@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import NoReturn
 
 from tenkaigen_worker.config import EngineSettings, PhaseLimits
-from tenkaigen_worker.engine.base import EngineInfo, GenerationCanceled, Picture, Step
+from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
 from tenkaigen_worker.engine.messages import (
     Cancel,
     Canceled,
@@ -76,18 +76,12 @@ class EngineProcess:
             self._loading.add_done_callback(_look_at)
         return await asyncio.shield(self._loading)
 
-    async def generate(
-        self, recipe: Recipe, *, on_step: Callable[[Step], None], cancel: asyncio.Event
-    ) -> AsyncIterator[Picture]:
-        """Yield the recipe's pictures in order; see :meth:`tenkaigen_worker.engine.base.Engine.generate`.
-
-        A consumer that stops early, or is itself cancelled, stops the run in the child; the engine stays usable.
-        """
+    async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
+        """Yield the recipe's pictures in order; see :meth:`tenkaigen_worker.engine.base.Engine.generate`."""
         async with self._turn:
-            child = await self._get_ready(cancel)
+            child = await self._get_ready()
             run = next(self._runs)
             child.send(Run(run, recipe))
-            canceller = asyncio.create_task(_cancel_when(cancel, child, run), name="engine cancel")
             step = Step("encode", 0, 0, 1)
             over = False
             try:
@@ -100,9 +94,9 @@ class EngineProcess:
                             yield picture
                         case ending:
                             over = True
-                            await self._end_run(child, ending, cancel)
+                            await self._end_run(child, ending)
             finally:
-                canceller.cancel()
+                # The consumer went away in the middle: it does not wait until the child has noticed.
                 if not over and child is self._child:
                     self._settling = asyncio.create_task(self._settle(child, run), name="engine settle")
 
@@ -148,31 +142,16 @@ class EngineProcess:
         )
         return info
 
-    async def _get_ready(self, cancel: asyncio.Event) -> ChildProcess:
-        """Wait until the child is idle and loaded, but no longer than until ``cancel`` is set."""
-        if not cancel.is_set() and (self._settling is not None or not self._ready):
-            # A reload takes a minute: whoever cancels meanwhile does not wait for it.
-            waiting = asyncio.create_task(self._settle_and_start(), name="engine ready")
-            canceled = asyncio.create_task(cancel.wait(), name="engine cancel")
-            try:
-                await asyncio.wait({waiting, canceled}, return_when=asyncio.FIRST_COMPLETED)
-                if waiting.done():
-                    waiting.result()
-            finally:
-                waiting.cancel()
-                canceled.cancel()
-
-        if cancel.is_set():
-            raise GenerationCanceled
-        if self._child is None:
-            raise EngineError(Code.ENGINE_FAILED, "the engine was stopped before this ran")
-        return self._child
-
-    async def _settle_and_start(self) -> None:
+    async def _get_ready(self) -> ChildProcess:
+        """Wait until the child is idle and loaded."""
         if self._settling is not None:
             await asyncio.wait({self._settling})
             self._settling = None
-        await self.start()
+        if not self._ready:
+            await self.start()
+        if self._child is None:
+            raise EngineError(Code.ENGINE_FAILED, "the engine was stopped before this ran")
+        return self._child
 
     async def _next(self, child: ChildProcess, limit: float, *, doing: str) -> Message:
         """Wait for the child's next word; past the limit, or when it ended, see to its end and raise why."""
@@ -190,12 +169,10 @@ class EngineProcess:
             log.error("%s", text[0].upper() + text[1:], extra={"action": "engine_crashed", "pid": child.pid})
             raise EngineError(Code.ENGINE_CRASHED, text) from None
 
-    async def _end_run(self, child: ChildProcess, ending: Message, cancel: asyncio.Event) -> None:
+    async def _end_run(self, child: ChildProcess, ending: Message) -> None:
         match ending:
             case Done():
                 return
-            case Canceled() if cancel.is_set():
-                raise GenerationCanceled
             case Canceled():
                 raise EngineError(Code.ENGINE_FAILED, "the engine was stopped while this ran")
             case _:
@@ -240,11 +217,6 @@ def silence_limit(step: Step, limits: PhaseLimits) -> float:
     if step.phase == "decode":
         return limits.decode_seconds
     return limits.step_seconds
-
-
-async def _cancel_when(cancel: asyncio.Event, child: ChildProcess, run: int) -> None:
-    await cancel.wait()
-    child.send(Cancel(run))
 
 
 def _look_at(task: asyncio.Task[EngineInfo]) -> None:

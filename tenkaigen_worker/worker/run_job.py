@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import aclosing
 from time import monotonic
 
 from tenkaigen_worker.errors import Code, JobError
@@ -84,13 +85,12 @@ async def _generate(
         extra={"action": "job_generating", "job_id": hand.job.id},
     )
     hand.enter("generating")
-    pictures = tools.engine.generate(
-        recipe, on_step=lambda step: hand.step(step, len(recipe.seeds)), cancel=asyncio.Event()
-    )
-    async for picture in pictures:
-        # Storing a picture goes on beside the making of the next one, and beside the next job.
-        uploads.append(asyncio.create_task(publish(picture, recipe, hand.job, tools)))
-        watch.add(picture.timings_ms)
+    pictures = tools.engine.generate(recipe, on_step=lambda step: hand.step(step, len(recipe.seeds)))
+    async with aclosing(pictures):
+        async for picture in pictures:
+            # Storing a picture goes on beside the making of the next one, and beside the next job.
+            uploads.append(asyncio.create_task(publish(picture, recipe, hand.job, tools)))
+            watch.add(picture.timings_ms)
 
 
 async def _unless_stopped(hand: JobInHand, making: Coroutine[None, None, Completion]) -> Completion:

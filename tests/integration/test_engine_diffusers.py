@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import logging
@@ -68,7 +67,7 @@ async def test_a_saved_pipeline_makes_the_same_picture_in_a_child(
     caplog.set_level(logging.INFO, "tenkaigen.engine")
     engine = EngineProcess(settings(saved, threads=torch.get_num_threads()))
     info = await engine.start()
-    run = engine.generate(RECIPE, on_step=lambda step: None, cancel=asyncio.Event())
+    run = engine.generate(RECIPE, on_step=lambda step: None)
     (made,) = [picture async for picture in run]
     await engine.stop()
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 import torch
 
 from tenkaigen_worker.config import EngineSettings
-from tenkaigen_worker.engine.base import GenerationCanceled, Step
+from tenkaigen_worker.engine.base import Step
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.engine.tiny import build_pipeline
 from tenkaigen_worker.recipe import Recipe
@@ -64,7 +64,7 @@ def pipe() -> Iterator[Any]:
 
 
 async def pictures(engine: EngineProcess, recipe: Recipe) -> list[bytes]:
-    run = engine.generate(recipe, on_step=lambda step: None, cancel=asyncio.Event())
+    run = engine.generate(recipe, on_step=lambda step: None)
     return [picture.pixels async for picture in run]
 
 
@@ -121,7 +121,7 @@ async def test_every_word_of_the_prompt_counts(engine: EngineProcess, one: str, 
 
 async def test_every_phase_is_reported(engine: EngineProcess) -> None:
     steps: list[Step] = []
-    async for finished in engine.generate(RECIPE, on_step=steps.append, cancel=asyncio.Event()):
+    async for finished in engine.generate(RECIPE, on_step=steps.append):
         assert set(finished.timings_ms) == {"encode", "denoise", "decode"}
 
     assert [(step.phase, step.step, step.total) for step in steps] == [
@@ -135,15 +135,16 @@ async def test_every_phase_is_reported(engine: EngineProcess) -> None:
 
 @pytest.mark.parametrize("phase", ["encode", "denoise", "decode"])
 async def test_a_cancel_in_any_phase_ends_the_run_and_spoils_nothing(engine: EngineProcess, phase: str) -> None:
-    expected, pid, cancel = await picture(engine), engine.pid, asyncio.Event()
+    expected, pid = await picture(engine), engine.pid
 
     def cancel_in_phase(step: Step) -> None:
         if step.phase == phase:
-            cancel.set()
+            running.cancel()
 
-    run = engine.generate(replace(RECIPE, width=256, height=256), on_step=cancel_in_phase, cancel=cancel)
-    with pytest.raises(GenerationCanceled):
-        await anext(run)
+    run = engine.generate(replace(RECIPE, width=256, height=256), on_step=cancel_in_phase)
+    running = asyncio.ensure_future(anext(run))
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
     assert await picture(engine) == expected
     assert engine.pid == pid

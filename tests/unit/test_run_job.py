@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -88,7 +88,7 @@ class FakeStorage:
 
 
 class FakeEngine:
-    """Flat pictures; ``error`` is raised, or ``endless`` steps are made, after the first picture."""
+    """Flat pictures; ``error`` is raised, or ``endless`` work begins, after the first picture."""
 
     def __init__(self) -> None:
         self.info = EngineInfo(Model("blank", "blank", None, 64, 64), "cpu", "none", 0)
@@ -99,7 +99,7 @@ class FakeEngine:
     async def start(self) -> EngineInfo:
         return self.info
 
-    async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncIterator[Picture]:
+    async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
         for index, seed in enumerate(recipe.seeds):
             on_step(Step("denoise", index, 1, 2))
             pixels = bytes(3 * recipe.width * recipe.height)
@@ -107,8 +107,8 @@ class FakeEngine:
             if self.error:
                 raise self.error
             self.working.set()
-            while self.endless:
-                await asyncio.sleep(0)
+            if self.endless:
+                await asyncio.Event().wait()
 
     async def stop(self) -> None:
         pass

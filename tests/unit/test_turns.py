@@ -38,19 +38,19 @@ def claim(clock: Clock) -> Callable[[], JobInHand]:
     return make
 
 
-async def enter(turns: EngineTurns, hand: JobInHand, leave: asyncio.Event) -> None:
+async def enter(turns: EngineTurns, hand: JobInHand, leave: asyncio.Event, entered: asyncio.Event) -> None:
     async with turns.at_engine(hand):
         hand.enter("generating")
+        entered.set()
         await leave.wait()
 
 
 async def at_engine(turns: EngineTurns, hand: JobInHand) -> tuple[asyncio.Task[None], asyncio.Event]:
     """Put ``hand`` at the engine; set the event to end its turn."""
-    leave = asyncio.Event()
+    leave, entered = asyncio.Event(), asyncio.Event()
     turns.expect(hand)
-    task = asyncio.create_task(enter(turns, hand, leave))
-    while hand.progress.stage != "generating":
-        await asyncio.sleep(0)
+    task = asyncio.create_task(enter(turns, hand, leave, entered))
+    await entered.wait()
     return task, leave
 
 
@@ -109,7 +109,7 @@ async def test_reports_a_gap_only_between_jobs_that_followed_each_other(claim: C
 
     task, leave = await at_engine(turns, first)
     turns.expect(second)
-    follower = asyncio.create_task(enter(turns, second, leave))
+    follower = asyncio.create_task(enter(turns, second, leave, asyncio.Event()))
     leave.set()
     await asyncio.gather(task, follower)
     assert len(gaps) == 1
