@@ -58,7 +58,9 @@ class JobInHand:
         self._report(stage, self.progress.fraction)
 
     def step(self, step: Step, pictures: int) -> None:
-        """Take one message of the engine. Decoding counts as one more step of its picture."""
+        """Take one message of the engine. Decoding counts as one more step of its picture, encoding as none."""
+        if step.phase == "encode":
+            return  # it takes a moment, whatever the steps take: nothing can be told from it
         done = step.total if step.phase == "decode" else step.step
         fraction = (step.index + done / (step.total + 1)) / pictures
         self._report("generating", max(fraction, self.progress.fraction))
