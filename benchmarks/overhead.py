@@ -171,11 +171,11 @@ async def queue(bench: Workbench, pictures: int) -> list[Any]:
         await connection.close()
 
 
-async def outcomes(bench: Workbench, ids: Sequence[Any]) -> list[Mapping[str, Any]]:
+async def outcomes(bench: Workbench, ids: Sequence[Any]) -> list[dict[str, Any]]:
     """Read the rows in the order in which they ended; raises unless each is completed."""
     connection = await bench.connect()
     try:
-        rows: list[Mapping[str, Any]] = await connection.fetch(OUTCOMES, ids)
+        rows = [dict(row) for row in await connection.fetch(OUTCOMES, ids)]
     finally:
         await connection.close()
     for row in rows:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -96,7 +97,8 @@ def _cpu_name(cpuinfo: str) -> str:
 def publish(title: str, figures: Sequence[Figure], details: Mapping[str, Any], file: Path | None) -> None:
     """Print the table; with ``file`` also write everything there as JSON, ``details`` included."""
     machine = Machine.here()
-    console = Console()
+    # A file or a pipe has no width of its own, and a figure that is broken over lines is hard to quote.
+    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(figures_table(title, figures))
     console.print(str(machine), style="dim", highlight=False, soft_wrap=True)
     if file is None:

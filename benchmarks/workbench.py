@@ -23,8 +23,9 @@ import asyncpg
 import click
 
 from tenkaigen_worker.config import DatabaseSettings
+from tenkaigen_worker.database.cluster import Cluster
 from tenkaigen_worker.database.connect import connect
-from tenkaigen_worker.database.embedded import start_embedded
+from tenkaigen_worker.database.embedded import embedded_binaries
 from tenkaigen_worker.database.migrate import migrate
 from tenkaigen_worker.errors import TenkaigenError
 
@@ -124,12 +125,17 @@ def workbench() -> Iterator[Workbench]:
     """Set everything up, and leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix="tenkaigen-bench-") as name:
         folder = Path(name)
-        with start_embedded(folder) as server:
-            environ = {key: value for key, value in os.environ.items() if not key.startswith("TENKAIGEN_")}
-            environ |= SETTINGS | {"TENKAIGEN_DATABASE__URL": server.dsn, "TENKAIGEN_STATE_DIR": str(folder)}
-            bench = Workbench(folder, server.dsn, environ)
+        folder.chmod(0o711)  # PostgreSQL does not run as root, and has to reach its files in here
+        cluster = Cluster(embedded_binaries(), folder / "postgres")
+        try:
+            dsn = cluster.ensure_running()
+            ours = {key: value for key, value in os.environ.items() if not key.startswith("TENKAIGEN_")}
+            environ = {**ours, **SETTINGS, "TENKAIGEN_DATABASE__URL": dsn, "TENKAIGEN_STATE_DIR": str(folder)}
+            bench = Workbench(folder, dsn, environ)
             asyncio.run(_migrate(bench))
             yield bench
+        finally:
+            cluster.stop()
 
 
 async def _migrate(bench: Workbench) -> None:
