@@ -72,7 +72,7 @@ def parse_address(dsn: str) -> Address:
         port=port,
         database=unquote(parts.path[1:]) or query.get("dbname") or query.get("database", ""),
         user=unquote(user) or query.get("user", ""),
-        url=urlunsplit((parts.scheme, netloc, parts.path or "/", urlencode(query, quote_via=quote), "")),
+        url=urlunsplit((parts.scheme, netloc, parts.path or "/", urlencode(query, quote_via=quote, safe="/"), "")),
         password=unquote(password) or secret,
     )
 

@@ -141,7 +141,7 @@ def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
             return f"the database has no free connection ({where}): lower database.pool_size or raise its limit"
         case ssl.SSLError():
             return f"TLS failed ({where}): {explain(fault)}; check sslmode and sslrootcert in database.url"
-        case ConnectionError() if "SSL" in str(fault):
+        case ConnectionError() if "rejected SSL" in str(fault):
             return f"the server speaks no TLS ({where}), but sslmode in database.url asks for it"
         case asyncpg.ClientConfigurationError() if "certificate" in str(fault) or "ssl" in str(fault):
             return f"TLS cannot be set up ({where}): {explain(fault)}"
@@ -149,6 +149,8 @@ def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
             return f"no answer within {timeout_seconds:g} s ({where}): is the host right, and does a firewall drop us?"
         case socket.gaierror():
             return f"there is no host of that name ({where}): correct it in database.url"
+        case FileNotFoundError() if not where.host.startswith("/"):
+            return f"TLS cannot be set up ({where}): a file that sslrootcert, sslcert or sslkey names does not exist"
         case OSError():
             return f"the database cannot be reached ({where}): {explain(fault)}; is it running?"
         case asyncpg.PostgresError():

@@ -95,7 +95,10 @@ class Submissions:
         if unknown := columns.keys() - SUBMITTABLE:
             raise InputError.of([FieldProblem(name, "cannot be set here") for name in sorted(unknown)])
 
-        row = {**columns, "user_id": user_id, "idempotency_key": idempotency_key, "request_hash": request_hash}
+        row = {
+            **{"prompt": None, **columns},
+            **{"user_id": user_id, "idempotency_key": idempotency_key, "request_hash": request_hash},
+        }
         job = await self._insert(row)
         while job is None:
             # Somebody was first with this key; unless that job is deleted between the two statements, it is the answer.

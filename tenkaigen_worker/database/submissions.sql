@@ -65,4 +65,5 @@ GROUP BY status
 ORDER BY status;
 
 -- name: table_bytes
+-- No index: the server knows the sizes of its files.
 SELECT pg_total_relation_size('generation_jobs');

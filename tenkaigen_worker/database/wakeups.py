@@ -113,10 +113,8 @@ class Wakeups:
         self._on_jobs()
 
         silent_before = False
-        while True:
+        while not lost.is_set():
             answered = await self._probe()
-            if lost.is_set():
-                raise DatabaseError("the server closed it")
             if self.proven and not answered:
                 raise DatabaseError("it went silent")
             if answered:
@@ -129,6 +127,7 @@ class Wakeups:
                 )
             with suppress(TimeoutError):
                 await asyncio.wait_for(lost.wait(), self._probe_seconds)
+        raise DatabaseError("the server closed it")
 
     async def _probe(self) -> bool:
         """Notify ourselves the long way round, and answer whether that arrived."""
