@@ -68,7 +68,6 @@ setup(
     classifiers=[
         "Development Status :: 4 - Beta",
         "Framework :: AsyncIO",
-        "License :: OSI Approved :: Apache Software License",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -87,7 +88,7 @@ def _show(finding: Finding) -> None:
     mark = click.style("ok  ", fg="green") if finding.ok else click.style("no  ", fg="red", bold=True)
     click.echo(f"{mark}{finding.subject:<12}{finding.found}")
     if finding.remedy:
-        click.echo(f"{'':16}{finding.remedy}")
+        click.echo(textwrap.indent(finding.remedy, " " * 16))
 
 
 async def _python(_: Settings) -> AsyncIterator[Finding]:
