@@ -187,9 +187,9 @@ async def test_styles_follow_the_files(client: TestClient, plugin_folder: Path) 
 
 
 async def test_a_lost_database_is_503_until_it_is_back(
-    dsn: str, settings: Settings, storage: LocalStorage, plugin_folder: Path
+    database: str, settings: Settings, storage: LocalStorage, plugin_folder: Path
 ) -> None:
-    pool = await open_pool(settings.database, dsn, "tenkaigen-test")
+    pool = await open_pool(settings.database, database, "tenkaigen-test")
     async with client_of(pool, settings, storage) as client:
         job_id = await generate(client)
         assert (await client.get("/readyz")).status == 200

@@ -1,0 +1,219 @@
+"""``submit``, ``status``, ``cancel`` and ``api`` on a real job table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from uuid import UUID
+
+import aiohttp
+import asyncpg
+import pytest
+from click.testing import CliRunner, Result
+
+from tenkaigen_worker.cli import cli
+from tenkaigen_worker.storage.local import LocalStorage
+
+Run = Callable[..., Awaitable[Result]]
+FirstJob = Callable[[], Awaitable[UUID]]
+
+# A test that hangs must end some time; nothing is measured with this.
+PATIENCE_SECONDS = 60.0
+
+COMPLETE = """
+    UPDATE generation_jobs SET status = 'completed', progress = 1, result_url = 'http://x', outputs = $2,
+        completed_at = now() WHERE id = $1
+"""
+FAIL = "UPDATE generation_jobs SET status = 'failed', error_code = 'refused', error_message = 'not this' WHERE id = $1"
+
+
+@pytest.fixture
+def environ(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENKAIGEN_DATABASE__URL", database)
+    return dict(os.environ)
+
+
+@pytest.fixture
+def run(environ: dict[str, str]) -> Run:
+    """Run a command in an empty folder, beside this test's event loop."""
+
+    async def invoke(*arguments: str, stdin: str | None = None) -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, cli, arguments, input=stdin)
+
+    return invoke
+
+
+@pytest.fixture
+async def first_job(pool: asyncpg.Pool) -> AsyncIterator[FirstJob]:
+    """Wait until a job is queued, and answer its id."""
+    queued = asyncio.Event()
+
+    async def first_job() -> UUID:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await first_job()
+        [row] = await jobs(pool)
+        job_id: UUID = row["id"]
+        return job_id
+
+    async with pool.acquire() as connection:
+        await connection.add_listener("generation_jobs", lambda *_: queued.set())
+        yield first_job
+        await connection.reset()
+
+
+async def jobs(pool: asyncpg.Pool) -> list[asyncpg.Record]:
+    rows: list[asyncpg.Record] = await pool.fetch("SELECT * FROM generation_jobs ORDER BY seq")
+    return rows
+
+
+def output_of(key: str) -> dict[str, object]:
+    return {"index": 0, "key": key, "url": "http://x", "width": 64, "height": 64, "bytes": 3, "sha256": "", "seed": 1}
+
+
+async def test_submit_prints_the_id_of_the_row(run: Run, pool: asyncpg.Pool) -> None:
+    options = ("--style", "line_art", "--width", "512", "--seed", "7", "--count", "2", "--negative", "text")
+    result = await run("submit", "A fox", *options)
+    assert result.exit_code == 0, result.output
+    [row] = await jobs(pool)
+    assert UUID(result.stdout.strip()) == row["id"]
+    asked = [row[name] for name in ("prompt", "style", "width", "seed", "count", "negative_prompt", "height")]
+    assert asked == ["A fox", "Line Art", 512, 7, 2, "text", None]
+
+
+@pytest.mark.parametrize("file", ["prompts.txt", "-"])
+async def test_submit_takes_a_file_of_prompts(run: Run, pool: asyncpg.Pool, file: str, tmp_path: Path) -> None:
+    prompts = "# animals\nA fox\n\n   A 狐 [bold]  \n"
+    (tmp_path / "prompts.txt").write_text(prompts, encoding="utf-8")
+    result = await run("submit", "--file", file, "--style", "Anime", stdin=prompts)
+    assert result.exit_code == 0, result.output
+    rows = await jobs(pool)
+    assert [(row["prompt"], row["style"]) for row in rows] == [("A fox", "Anime"), ("A 狐 [bold]", "Anime")]
+    assert result.stdout.split() == [str(row["id"]) for row in rows]
+
+
+async def test_a_wrong_line_queues_nothing(run: Run, pool: asyncpg.Pool) -> None:
+    result = await run("submit", "--file", "-", stdin="A fox\n" + "x" * 4001)
+    assert result.exit_code == 1
+    assert await jobs(pool) == []
+
+
+async def test_wait_ends_with_the_pictures(run: Run, pool: asyncpg.Pool, first_job: FirstJob, tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / ".tenkaigen" / "files", "http://x")
+    await storage.put("anonymous/a.png", b"PNG", content_type="image/png")
+
+    submitting = asyncio.create_task(run("submit", "A fox", "--output", "pictures"))
+    job_id = await first_job()
+    await pool.execute(COMPLETE, job_id, [output_of("anonymous/a.png")])
+
+    result = await submitting
+    place = Path("pictures") / f"{job_id}-0.png"
+    assert (result.exit_code, result.stdout) == (0, f"{place}\n")
+    assert (tmp_path / place).read_bytes() == b"PNG"
+
+
+async def test_wait_says_why_a_job_failed(run: Run, pool: asyncpg.Pool, first_job: FirstJob) -> None:
+    submitting = asyncio.create_task(run("submit", "A fox", "--wait"))
+    job_id = await first_job()
+    await pool.execute(FAIL, job_id)
+    result = await submitting
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{job_id} failed: not this" in result.stderr
+
+
+async def test_status_shows_the_row(run: Run, pool: asyncpg.Pool) -> None:
+    job_id = (await run("submit", "A fox", "--seed", "0")).stdout.strip()
+    await pool.execute(FAIL, UUID(job_id))
+    shown = (await run("status", job_id)).stdout
+    for words in (job_id, "failed", "A fox", "refused", "not this", "seed                0"):
+        assert words in shown
+    body = json.loads((await run("status", job_id, "--json")).stdout)
+    assert (body["jobId"], body["status"], body["error_code"], body["seed"]) == (job_id, "failed", "refused", 0)
+
+
+async def test_cancel_says_what_became_of_it(run: Run, pool: asyncpg.Pool) -> None:
+    first = (await run("submit", "A fox")).stdout.strip()
+    assert (await run("cancel", first)).stdout == f"{first} canceled\n"
+    assert json.loads((await run("status", first, "--json")).stdout)["status"] == "canceled"
+
+    second = (await run("submit", "A fox")).stdout.strip()
+    await pool.execute("UPDATE generation_jobs SET status = 'processing' WHERE id = $1", UUID(second))
+    assert "ends as soon as" in (await run("cancel", second)).stdout
+
+
+@pytest.mark.parametrize("command", ["status", "cancel"])
+async def test_a_job_that_is_not_there(run: Run, command: str) -> None:
+    result = await run(command, "3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11")
+    assert result.exit_code == 1
+    assert result.output == "Error: there is no job 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11\n"
+
+
+# As processes, for what only a process can show
+
+
+async def start(environ: dict[str, str], *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tenkaigen_worker", *arguments),
+        env={**environ, "TENKAIGEN_LOG__FORMAT": "json"},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def until_started(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr is not None
+    async for line in process.stderr:
+        said = json.loads(line)
+        if said["action"] == "api_started":
+            url: str = said["url"]
+            return url
+    raise AssertionError("the API never listened")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, None], ids=["SIGTERM", "SIGINT", "stdin"])
+async def test_the_api_serves_until_it_is_told_to_stop(environ: dict[str, str], ending: signal.Signals | None) -> None:
+    watched = [] if ending else ["--until-stdin-closes"]
+    process = await start(environ, "api", "--port", "0", *watched)
+    url = await until_started(process)
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/readyz") as response:
+            assert response.status == 200
+        async with session.post(f"{url}/api/generate", json={"prompt": "A fox"}) as response:
+            assert response.status == 202
+        if ending:
+            process.send_signal(ending)
+        else:
+            process.stdin.close()  # type: ignore[union-attr]
+        _, rest = await process.communicate()
+    assert process.returncode == 0
+    assert b"Traceback" not in rest
+
+
+async def test_a_port_in_use_is_one_line(environ: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        process = await start(environ, "api", "--port", str(port))
+        _, said = await process.communicate()
+    assert process.returncode == 1
+    assert f"Error: cannot listen on 127.0.0.1:{port}: something listens there already" in said.decode()
+    assert b"Traceback" not in said
+
+
+async def test_interrupted_waiting_leaves_the_job(
+    environ: dict[str, str], pool: asyncpg.Pool, first_job: FirstJob
+) -> None:
+    process = await start(environ, "submit", "A fox", "--wait")
+    await first_job()
+    process.send_signal(signal.SIGINT)
+    _, said = await process.communicate()
+    assert process.returncode == 130
+    assert "goes on" in said.decode()
+    assert b"Traceback" not in said
+    assert [row["status"] for row in await jobs(pool)] == ["queued"]
