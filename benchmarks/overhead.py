@@ -47,7 +47,7 @@ ORDER BY seed RETURNING id
 """
 OUTCOMES = """
 SELECT id, status, error_message, completed_at, timings_ms, recipe, outputs
-FROM generation_jobs WHERE id = ANY ($1) ORDER BY completed_at
+FROM generation_jobs WHERE id = ANY ($1)
 """
 
 Tick = Callable[[], None]
@@ -119,11 +119,10 @@ def run_worker(bench: Workbench, pictures: int, tick: Tick) -> WorkerRun:
             elif line.get("action") == "job_completed":
                 tick()
 
-    rows = asyncio.run(outcomes(bench, ids))
-    finished = [row["completed_at"].timestamp() for row in rows]
+    rows = sorted(asyncio.run(outcomes(bench, ids)), key=lambda row: at_engine[str(row["id"])])
     starts = [at_engine[str(row["id"])].timestamp() for row in rows]
     return WorkerRun(
-        steady_rate(finished),
+        steady_rate(sorted(row["completed_at"].timestamp() for row in rows)),
         gaps_ms(starts, [row["timings_ms"] for row in rows])[WARM_UP - 1 :],
         tuple(row["recipe"] for row in rows),
         tuple(row["outputs"][0]["sha256"] for row in rows),
@@ -172,7 +171,7 @@ async def queue(bench: Workbench, pictures: int) -> list[Any]:
 
 
 async def outcomes(bench: Workbench, ids: Sequence[Any]) -> list[dict[str, Any]]:
-    """Read the rows in the order in which they ended; raises unless each is completed."""
+    """Read the rows, in any order; raises unless each is completed."""
     connection = await bench.connect()
     try:
         rows = [dict(row) for row in await connection.fetch(OUTCOMES, ids)]
