@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from uuid import UUID
 
@@ -42,18 +41,30 @@ async def follow(
         try:
             while open_jobs:
                 for job_id, bar in list(open_jobs.items()):
-                    with suppress(DatabaseError):
-                        job = await get(job_id)
-                        if job is None:
-                            raise TenkaigenError(f"Job {job_id} is no longer in the table.")
-                        bars.show(bar, job)
-                        if job.status in FINAL:
-                            del open_jobs[job_id]
-                            yield job
+                    job = await _look(get, job_id, bars)
+                    if job is None:
+                        continue
+                    bars.show(bar, job)
+                    if job.status in FINAL:
+                        del open_jobs[job_id]
+                        yield job
                 if open_jobs:
                     await pause()
         finally:
             hint.cancel()
+
+
+async def _look(get: Callable[[UUID], Awaitable[JobView | None]], job_id: UUID, bars: _Bars) -> JobView | None:
+    """One look at a row; ``None`` while the database is away."""
+    try:
+        job = await get(job_id)
+    except DatabaseError as error:
+        bars.away(error)
+        return None
+    bars.back()
+    if job is None:
+        raise TenkaigenError(f"job {job_id} is no longer in the table")
+    return job
 
 
 class _Bars:
@@ -61,6 +72,7 @@ class _Bars:
 
     def __init__(self, console: Console) -> None:
         self._taken = False
+        self._away = False
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -82,6 +94,14 @@ class _Bars:
         self.progress.update(bar, completed=job.progress, stage=stage)
         if job.status in FINAL:
             self.progress.stop_task(bar)
+
+    def away(self, error: DatabaseError) -> None:
+        if not self._away:
+            self.progress.console.print(f"Waiting for the database: {escape(str(error))}")
+        self._away = True
+
+    def back(self) -> None:
+        self._away = False
 
     def hint(self) -> None:
         if not self._taken:

@@ -61,6 +61,9 @@ async def test_jobs_come_in_the_order_in_which_they_end(console: Console) -> Non
 async def test_an_outage_of_the_database_is_waited_for(console: Console) -> None:
     story = Story(j1=[DatabaseError("gone"), DatabaseError("still gone"), at(Status.COMPLETED)])
     assert [job.status async for job in follow([JOB], story.get, console, pause=story.pause)] == ["completed"]
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("Waiting for the database") == 1
+    assert "still gone" not in shown
 
 
 async def test_a_deleted_row_ends_the_wait(console: Console) -> None:
