@@ -59,9 +59,7 @@ def test_the_password_is_apart(dsn: str, url: str, password: str | None) -> None
     ],
 )
 def test_a_malformed_url_is_refused_without_quoting_it(dsn: str) -> None:
-    with pytest.raises(
-        DatabaseError, match=r"database\.url cannot be read.*percent|in the password write @"
-    ) as refused:
+    with pytest.raises(DatabaseError, match=r"database\.url cannot be read.* write @ as %40") as refused:
         parse_address(dsn)
 
     assert all(part not in str(refused.value) for part in ("k4ng", "aroo", "roo@"))

@@ -1,0 +1,134 @@
+"""``migrate``, ``stats`` and ``psql`` as they are called."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Call:
+    """Run a command in an empty folder on the given database; settings are given as environment."""
+
+    def call(dsn: str, *arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tenkaigen_worker", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "TENKAIGEN_DATABASE__URL": dsn, "COLUMNS": "100", **environ},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return call
+
+
+async def test_migrate_lists_applies_and_is_done(
+    server: str, make_database: Callable[..., Awaitable[str]], call: Call
+) -> None:
+    empty = await make_database(server)
+
+    listed = call(empty, "migrate", "--dry-run")
+    assert listed.stdout.splitlines()[0] == "would apply 015_create_generation_jobs_table.sql"
+    applied = call(empty, "migrate")
+    assert applied.stdout == listed.stdout.replace("would apply", "applied")
+    assert call(empty, "migrate").stdout == "The database is up to date.\n"
+
+
+async def test_stats_of_a_database_without_the_table_say_what_to_run(
+    server: str, make_database: Callable[..., Awaitable[str]], call: Call
+) -> None:
+    answer = call(await make_database(server), "stats")
+
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == "Error: this database has no job table yet; run: tenkaigen migrate\n"
+
+
+async def test_stats_for_people_and_for_programs(database: str, call: Call) -> None:
+    connection = await asyncpg.connect(database)
+    await connection.execute("INSERT INTO generation_jobs (prompt) VALUES ('waits')")
+    await connection.execute(
+        "INSERT INTO generation_jobs (prompt, status, processing_time_ms, outputs) "
+        "SELECT 'is done', 'completed', 9000, jsonb_build_array(jsonb_build_object('bytes', 1500000)) "
+        "FROM generate_series(1, 2)"
+    )
+    await connection.close()
+
+    told = call(database, "stats", TENKAIGEN_COST__GPU_HOURLY_USD="1.2").stdout
+    assert "Jobs of the last 24 hours" in told
+    assert "│ completed │ 2    │ 9.0 s        │" in told
+    assert "│ queued    │ 1    │              │" in told
+    assert "2 pictures, 3.0 MB in storage" in told
+    assert "$0.0030 per picture" in told
+
+    counted = json.loads(call(database, "stats", "--json", "--hours", "1").stdout)
+    assert counted["jobs"] == {
+        "completed": {"count": 2, "average_ms": 9000},
+        "queued": {"count": 1, "average_ms": None},
+    }
+    assert (counted["pictures"], counted["storage_bytes"], counted["gpu_seconds"]) == (2, 3_000_000, 18)
+    assert (counted["hours"], counted["usd_per_picture"]) == (1, None)
+
+
+async def test_stats_of_an_empty_table(database: str, call: Call) -> None:
+    assert call(database, "stats").stdout.startswith("No jobs in the last 24 hours.\n0 pictures, 0 bytes in storage\n")
+
+
+async def test_an_unreachable_database_is_one_line(call: Call) -> None:
+    for command in ("migrate", "stats"):
+        answer = call("postgresql://me:k4ngaroo@127.0.0.1:1/shop", command)
+
+        assert answer.returncode == 1
+        assert answer.stderr.startswith("Error: the database cannot be reached (host 127.0.0.1, port 1, database shop")
+        assert answer.stderr.count("\n") == 1
+        assert "k4ngaroo" not in answer.stderr
+
+
+async def test_psql_runs_a_command_and_passes_its_status_on(database: str, call: Call) -> None:
+    answer = call(database, "psql", "-At", "-c", "INSERT INTO generation_jobs (prompt) VALUES ('x') RETURNING status")
+    assert (answer.returncode, answer.stdout.split()[0]) == (0, "queued")
+
+    failed = call(database, "psql", "-v", "ON_ERROR_STOP=1", stdin="SELECT 1 / 0;")
+    assert failed.returncode == 3
+    assert "division by zero" in failed.stderr
+
+
+async def test_psql_gets_the_password_by_its_environment_alone(call: Call, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    fake = tmp_path / "bin" / "psql"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$PGPASSWORD" "$@" > {told}\nexit 7\n')
+    fake.chmod(0o755)
+
+    answer = call(
+        "postgresql://me:p%40ss@db.example/shop",
+        *("psql", "-c", "SELECT 1"),
+        PATH=f"{fake.parent}:{os.environ['PATH']}",
+    )
+
+    assert answer.returncode == 7
+    assert told.read_text() == "p@ss --dbname postgresql://me@db.example/shop -c SELECT 1\n"
+
+
+@pytest.mark.parametrize("command", ["migrate", "psql", "stats"])
+def test_every_help_has_an_example(call: Call, command: str) -> None:
+    assert f"  Example:\n    tenkaigen {command}" in call("embedded", command, "--help").stdout
+
+
+async def test_embedded_psql_is_the_servers_own(state_dir: Path, call: Call) -> None:
+    answer = call("embedded", "psql", "-At", "-c", r"\l", TENKAIGEN_STATE_DIR=str(state_dir / "state"))
+
+    assert answer.returncode == 0, answer.stderr
+    assert "template0" in answer.stdout
+    shutil.rmtree(state_dir / "state")
