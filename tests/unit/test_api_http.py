@@ -14,7 +14,6 @@ from uuid import UUID, uuid4
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
-from examples import NOW, QUEUED
 
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Accepted, Parts, StyleList
@@ -22,6 +21,7 @@ from tenkaigen_worker.config import ApiSettings
 from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, InputError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
 from tenkaigen_worker.storage.local import LocalStorage
+from tests.unit.examples import NOW, QUEUED
 
 
 class Table:

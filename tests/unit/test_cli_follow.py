@@ -11,13 +11,13 @@ from uuid import UUID
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from examples import QUEUED
 from rich.console import Console
 
 from tenkaigen_worker.cli.follow import fetch, follow
 from tenkaigen_worker.errors import DatabaseError, StorageError, TenkaigenError
 from tenkaigen_worker.jobs import JobView, Output, Status
 from tenkaigen_worker.storage.local import LocalStorage
+from tests.unit.examples import QUEUED
 
 JOB = replace(QUEUED, id=UUID(int=1), prompt="A phoenix [bold]rising[/nonsense]")
 KEY = "anonymous/1/1-0-abc.png"
