@@ -45,11 +45,11 @@ MISTAKES = {"TENKAIGEN_WORKR__X", "TENKAIGEN_SERVICE_HOST", "TENKAIGEN_PORT"}
 
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-
-
 # Shorter texts of the program, in characters, are no sentences that one could know again.
 LONG_ENOUGH = 12
+GAP = "\0"  # stands where a text of the program takes a value
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 # Reading Markdown
@@ -260,7 +260,7 @@ def problem_code(call: ast.Call) -> Iterator[str]:
     if ast.unparse(call.func) in {"Problem", "Problem.of_field"} and len(call.args) > 1:
         code = call.args[1]
         if isinstance(code, ast.Constant):
-            yield code.value
+            yield str(code.value)
 
 
 def test_every_field_of_a_request_is_explained() -> None:
@@ -300,18 +300,20 @@ def sources() -> list[ast.Module]:
 
 @cache
 def sentences() -> list[re.Pattern[str]]:
-    """Every text of the program that is long enough to be known again, with its gaps."""
+    """The first line of every text of the program that is long enough to be known again, with its gaps."""
     found = []
     for tree in sources():
+        pieces = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                parts = [node.value.split("\n")[0]]
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else GAP for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in pieces:
+                text = node.value
             else:
                 continue
-            if max((len(part) for part in parts if part is not None), default=0) >= LONG_ENOUGH:
-                found.append(re.compile("".join(".*" if part is None else re.escape(part) for part in parts)))
+            words = text.partition("\n")[0].split(GAP)
+            if sum(map(len, words)) >= LONG_ENOUGH:
+                found.append(re.compile(".*".join(map(re.escape, words))))
     return found
 
 
@@ -334,7 +336,7 @@ def test_every_message_is_the_programs_own(line: str) -> None:
 
 
 def test_a_message_that_nobody_says_is_found_out() -> None:
-    assert not known("Error: the database has refused the pass word (host 127.0.0.1): look at database.url")
+    assert not known("Error: the database refuses the password (host db, port 5432): check database.url")
 
 
 def test_every_action_that_is_named_is_logged() -> None:
