@@ -20,7 +20,7 @@ CREATE UNIQUE INDEX generation_jobs_idempotency_key ON public.generation_jobs
 CREATE INDEX generation_jobs_retry_of_idx ON public.generation_jobs (retry_of) WHERE retry_of IS NOT NULL;
 
 -- Statistics of the last hours. Rows lie on disk nearly in this order, so a few kilobytes of index are enough.
-CREATE INDEX generation_jobs_created_at_idx ON public.generation_jobs
+CREATE INDEX generation_jobs_recent_idx ON public.generation_jobs
     USING brin (created_at) WITH (pages_per_range = 32);
 
 -- A default cannot look at another column. Repeated and released jobs keep the place they were given here.

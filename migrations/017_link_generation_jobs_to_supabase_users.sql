@@ -1,6 +1,7 @@
 -- On Supabase a job belongs to a user of auth.users; elsewhere user_id is a plain id.
 
-CREATE INDEX IF NOT EXISTS generation_jobs_user_id_idx ON public.generation_jobs (user_id, created_at DESC)
+-- One user's jobs, the latest first; deleting a user looks here too.
+CREATE INDEX generation_jobs_by_user_idx ON public.generation_jobs (user_id, created_at DESC)
     WHERE user_id IS NOT NULL;
 
 DO $$

@@ -50,7 +50,7 @@ SELECT
     )::double precision AS oldest_seconds;
 
 -- name: stats
--- generation_jobs_created_at_idx.
+-- generation_jobs_recent_idx.
 SELECT status,
     count(*) AS jobs,
     avg(processing_time_ms)::double precision AS average_ms,

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,22 @@ with start_embedded(Path(sys.argv[1])) as server:
     print(server.dsn, flush=True)
     sys.stdin.read()
 """
+
+
+@pytest.fixture(scope="session")
+def made_once() -> Iterator[Path]:
+    """The files of a server that was made and stopped."""
+    folder = Path(tempfile.mkdtemp(prefix="tenkaigen-test-"))
+    start_embedded(folder).close()
+    yield folder / "postgres"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def made(made_once: Path, state_dir: Path) -> Path:
+    """A state folder in which a server ran before: making one anew takes seconds."""
+    subprocess.run(["cp", "--archive", made_once, state_dir], check=True)
+    return state_dir
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +120,8 @@ def kill_all(process: psutil.Process) -> None:
         os.close(exit_news)
 
 
-async def test_the_last_holder_stops_the_server(state_dir: Path) -> None:
-    first, second = start_embedded(state_dir), start_embedded(state_dir)
+async def test_the_last_holder_stops_the_server(made: Path) -> None:
+    first, second = start_embedded(made), start_embedded(made)
     assert first.dsn == second.dsn
 
     first.close()
@@ -115,9 +132,9 @@ async def test_the_last_holder_stops_the_server(state_dir: Path) -> None:
     assert not await answers(second.dsn)
 
 
-async def test_what_was_written_is_there_again(state_dir: Path) -> None:
+async def test_what_was_written_is_there_again(made: Path) -> None:
     for statement in ("CREATE TABLE kept ()", "SELECT * FROM kept"):
-        async with resolve_dsn(DatabaseSettings(), state_dir) as dsn:
+        async with resolve_dsn(DatabaseSettings(), made) as dsn:
             connection = await asyncpg.connect(dsn)
             await connection.execute(statement)
             await connection.close()
@@ -134,34 +151,33 @@ async def test_processes_that_start_together_share_one_server(state_dir: Path) -
     assert not await answers(*dsns)
 
 
-async def test_a_killed_holder_does_not_count(state_dir: Path) -> None:
-    holder = Holder(state_dir)
+async def test_a_killed_holder_does_not_count(made: Path) -> None:
+    holder = Holder(made)
     dsn = holder.dsn()
     holder.kill()
     assert await answers(dsn)
 
-    start_embedded(state_dir).close()
+    start_embedded(made).close()
 
     assert not await answers(dsn)
 
 
-async def test_a_killed_server_is_started_again(state_dir: Path) -> None:
-    with start_embedded(state_dir) as before:
-        killed = postmaster(state_dir)
+async def test_a_killed_server_is_started_again(made: Path) -> None:
+    with start_embedded(made) as before:
+        killed = postmaster(made)
         kill_all(psutil.Process(killed))
 
-        with start_embedded(state_dir) as after:
+        with start_embedded(made) as after:
             assert await answers(after.dsn)
-            assert postmaster(state_dir) != killed
+            assert postmaster(made) != killed
         assert await answers(before.dsn)
 
 
-async def test_a_stale_process_number_that_is_taken_again_is_not_believed(state_dir: Path) -> None:
-    start_embedded(state_dir).close()
-    stale = state_dir / "postgres" / "data" / "postmaster.pid"
-    stale.write_text(f"{os.getpid()}\n{stale.parent}\n0\n5432\n{state_dir}\n\n0 0\nready   \n")
+async def test_a_stale_process_number_that_is_taken_again_is_not_believed(made: Path) -> None:
+    stale = made / "postgres" / "data" / "postmaster.pid"
+    stale.write_text(f"{os.getpid()}\n{stale.parent}\n0\n5432\n{made}\n\n0 0\nready   \n")
 
-    with start_embedded(state_dir) as server:
+    with start_embedded(made) as server:
         assert await answers(server.dsn)
 
 
@@ -223,12 +239,11 @@ async def test_root_and_another_user_side_by_side(state_dir: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_folder_of_another_user_is_refused_in_words(state_dir: Path) -> None:
-    state_dir.chmod(0o755)
-    start_embedded(state_dir).close()
-    shutil.chown(state_dir / "postgres", 0, 0)
+def test_a_folder_of_another_user_is_refused_in_words(made: Path) -> None:
+    made.chmod(0o755)
+    shutil.chown(made / "postgres", 0, 0)
 
-    holder = Holder(state_dir, user=pwd.getpwnam("nobody").pw_uid)
+    holder = Holder(made, user=pwd.getpwnam("nobody").pw_uid)
 
     code, errors = holder.end()
     assert code == 1
@@ -243,15 +258,14 @@ def test_without_the_wheel_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         start_embedded(state_dir)
 
 
-def test_a_server_that_cannot_start_says_why(state_dir: Path) -> None:
-    start_embedded(state_dir).close()
-    with (state_dir / "postgres" / "data" / "postgresql.conf").open("a") as configuration:
+def test_a_server_that_cannot_start_says_why(made: Path) -> None:
+    with (made / "postgres" / "data" / "postgresql.conf").open("a") as configuration:
         configuration.write("no_such_setting = 1\n")
 
     with pytest.raises(
         DatabaseError, match=r'(?s)pg_ctl failed.*unrecognized configuration parameter "no_such_setting"'
     ):
-        start_embedded(state_dir)
+        start_embedded(made)
 
 
 def test_stopping_what_does_not_run_is_fine(state_dir: Path) -> None:

@@ -43,6 +43,9 @@ CREATE TABLE generation_jobs (
     CONSTRAINT finished_has_url CHECK (status <> 'completed' OR result_url IS NOT NULL)
 );
 CREATE INDEX waiting ON generation_jobs (created_at) WHERE status = 'pending';
+CREATE INDEX ON generation_jobs (created_at);
+CREATE INDEX ON generation_jobs (user_id);
+CREATE INDEX ON generation_jobs (status);
 """
 
 # The same, by somebody who likes types.
@@ -62,6 +65,8 @@ CREATE TABLE generation_jobs (
     error_message varchar(100),
     processing_time_ms bigint,
     image_data bytea,
+    metadata json,
+    completed_at timestamp,
     created_at timestamp NOT NULL DEFAULT '2026-01-01'
 );
 CREATE INDEX waiting ON generation_jobs (created_at) WHERE status = 'pending';
