@@ -1,0 +1,1 @@
+"""Tests against a real PostgreSQL, or the real pipeline on small weights."""
