@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.cli.ready import say_ready
 from tenkaigen_worker.cli.signals import on_stop
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     ):
         await check_schema(pool)
         parts = make_parts(pool, make_storage(settings), plugins, settings.generation)
-        async with serving(make_app(parts, settings.api), settings.api), asyncio.TaskGroup() as tasks:
+        async with serving(make_app(parts, settings.api), settings.api) as url, asyncio.TaskGroup() as tasks:
             upkeep = tasks.create_task(maintain(pool, settings.worker))
+            say_ready(url)
             await stop.wait()
             upkeep.cancel()

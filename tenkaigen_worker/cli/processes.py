@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from tenkaigen_worker.cli.ready import VARIABLE, ReadyListener, listening
 from tenkaigen_worker.errors import TenkaigenError
 
 log = logging.getLogger("tenkaigen.stack")
@@ -36,7 +37,7 @@ class Supervised:
         log_file: Path | None,
     ) -> None:
         self.name = name
-        self.ready = False
+        self.ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._arguments = arguments
         self._environ = environ
         self._grace_seconds = grace_seconds
@@ -45,16 +46,28 @@ class Supervised:
     async def keep_running(self) -> None:
         """Run the process, again and again, until this is cancelled; then end it.
 
-        Raises :class:`~tenkaigen_worker.errors.TenkaigenError` when it dies before somebody set ``ready``.
+        :attr:`ready` gets the status that it reports when it is ready. Raises
+        :class:`~tenkaigen_worker.errors.TenkaigenError` when it dies before.
         """
+        with listening() as listener:
+            hearing = asyncio.create_task(self._hear(listener), name=f"{self.name} ready")
+            try:
+                await self._run_again_and_again({**self._environ, VARIABLE: listener.address})
+            finally:
+                hearing.cancel()
+
+    async def _hear(self, listener: ReadyListener) -> None:
+        self.ready.set_result(await listener.status())
+
+    async def _run_again_and_again(self, environ: Mapping[str, str]) -> None:
         pause = 1.0
         while True:
-            process = await self._spawn()
+            process = await self._spawn(environ)
             try:
                 status = await process.wait()
             finally:
                 await self._end(process)
-            if not self.ready:
+            if not self.ready.done():
                 words = self._last_words()
                 raise TenkaigenError(f"The {self.name} ended at its start with exit status {status}.{words}")
             log.warning(
@@ -67,11 +80,11 @@ class Supervised:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self, environ: Mapping[str, str]) -> asyncio.subprocess.Process:
         with self._log_file.open("ab") if self._log_file else nullcontext() as output:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "tenkaigen_worker", *self._arguments),
-                env=self._environ,
+                env=environ,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -87,11 +87,7 @@ async def running_stack(
         running = [asyncio.create_task(process.keep_running(), name=process.name) for process in processes]
         watch = asyncio.gather(*running)
         try:
-            url = f"http://{settings.api.host}:{settings.api.port}"
-            health = f"http://{settings.worker.health_host}:{settings.worker.health_port}"
-            await _until_ready(watch, [url, health])
-            for process in processes:
-                process.ready = True
+            url, _ = await _until_ready(watch, processes)
             yield Stack(url, dsn, watch)
         finally:
             for task in running:
@@ -118,23 +114,12 @@ def _processes(loaded: Loaded, environ: dict[str, str], log_dir: Path | None) ->
     ]
 
 
-async def _until_ready(watch: asyncio.Future[list[None]], urls: list[str]) -> None:
-    import aiohttp
-
-    async def ready(session: aiohttp.ClientSession, url: str) -> None:
-        while True:
-            with suppress(aiohttp.ClientError):
-                async with session.get(f"{url}/readyz") as response:
-                    if response.ok:
-                        return
-            await asyncio.sleep(0.1)
-
-    async with aiohttp.ClientSession() as session:
-        waiting = asyncio.gather(*(ready(session, url) for url in urls))
-        try:
-            await asyncio.wait({waiting, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if watch.done():
-                await watch
-        finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+async def _until_ready(watch: asyncio.Future[list[None]], processes: Sequence[Supervised]) -> list[str]:
+    """Wait for all processes and answer what each one says of itself; raises when one ends before."""
+    ready = asyncio.gather(*(process.ready for process in processes))
+    either: set[asyncio.Future[Any]] = {ready, watch}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        ready.cancel()
+        await watch
+    return await ready

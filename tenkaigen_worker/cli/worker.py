@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.cli.ready import say_ready
 from tenkaigen_worker.cli.signals import cancel_on_stop, on_stop
 
 if TYPE_CHECKING:
@@ -96,5 +97,6 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
         stack.callback(upkeep.cancel)
         on_stop(worker.stop, stdin_too=until_stdin_closes)
         log.info("Worker %s takes jobs", worker_id, extra={"action": "worker_ready", "worker_id": worker_id})
+        say_ready(f"worker {worker_id} takes jobs")
         await worker.run(listening=lambda: wakeups.proven)
     log.info("Worker %s has ended", worker_id, extra={"action": "worker_ended", "worker_id": worker_id})

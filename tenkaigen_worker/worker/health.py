@@ -25,7 +25,8 @@ async def health_endpoint(
 ) -> AsyncIterator[str]:
     """Serve ``/healthz``, ``/readyz`` and ``/metrics`` while the block runs; yields the base URL.
 
-    ``/readyz`` is 503 with the reasons while ``problems`` names any; ``depth`` is asked at each scrape. Raises
+    ``/readyz`` is 503 with the reasons while ``problems`` names any, or while the database cannot be asked for the
+    queue's ``depth``, which ``/metrics`` shows. Raises
     :class:`~tenkaigen_worker.errors.ConfigError` when the port is taken.
     """
 
@@ -34,6 +35,10 @@ async def health_endpoint(
 
     async def readyz(_: web.Request) -> web.Response:
         reasons = problems()
+        try:
+            await depth()
+        except DatabaseError as error:
+            reasons.append(str(error))
         body = {"status": "not ready" if reasons else "ready", "problems": reasons, "engine": _describe(engine)}
         return web.json_response(body, status=503 if reasons else 200)
 

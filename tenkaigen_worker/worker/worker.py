@@ -52,7 +52,6 @@ class Worker:
         self._work_may_wait = asyncio.Event()
         self._beat_at = self._last_beat = monotonic()
         self._beat_sooner = asyncio.Event()
-        self._database_trouble: str | None = None
 
     async def run(self, *, listening: Callable[[], bool]) -> None:
         """Claim and run jobs; returns when stopped or drained, with every job finished or given back.
@@ -86,9 +85,11 @@ class Worker:
 
     def problems(self) -> list[str]:
         """Why this worker is not ready to take jobs; empty when it is."""
-        engine_trouble = "the engine is not loaded" if self._tools.engine.info is None else None
-        stopping = "the worker is stopping" if self._stopping else None
-        return [reason for reason in (engine_trouble, self._database_trouble, stopping) if reason]
+        reasons = {
+            "the engine is not loaded": self._tools.engine.info is None,
+            "the worker is stopping": self._stopping,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
 
     async def _claim_loop(self, listening: Callable[[], bool]) -> None:
         while not self._stopping:
@@ -109,12 +110,9 @@ class Worker:
     async def _claim(self) -> Job | None:
         while not self._stopping:
             try:
-                job = await self._tools.queue.claim()
+                return await self._tools.queue.claim()
             except DatabaseError as error:
-                await self._pause(error, "claim_failed")
-            else:
-                self._database_trouble = None
-                return job
+                await _pause(error, "claim_failed")
         return None
 
     def _take(self, job: Job) -> None:
@@ -171,7 +169,7 @@ class Worker:
             try:
                 await self._beat()
             except DatabaseError as error:
-                await self._pause(error, "heartbeat_failed")
+                await _pause(error, "heartbeat_failed")
                 self._beat_at = monotonic()
 
     async def _beat(self) -> None:
@@ -186,11 +184,6 @@ class Worker:
                 hand.lose()
             elif answer.cancel_requested:
                 hand.cancel()
-
-    async def _pause(self, error: DatabaseError, action: str) -> None:
-        self._database_trouble = str(error)
-        log.warning("%s", error, extra={"action": action})
-        await asyncio.sleep(DATABASE_PAUSE)
 
     async def _finish(self) -> None:
         if not self._held:
@@ -208,3 +201,8 @@ class Worker:
         for task in in_hand:
             task.cancel()
         await finishing
+
+
+async def _pause(error: DatabaseError, action: str) -> None:
+    log.warning("%s", error, extra={"action": action})
+    await asyncio.sleep(DATABASE_PAUSE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -50,6 +51,18 @@ class Program:
             await self._news.wait_for(lambda: len(said()) >= times or self._reading.done())
         assert len(said()) >= times, f"the process never said {action!r}:\n{''.join(self.raw)}"
         return said()[times - 1]
+
+    async def until_line(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        """Wait until it has printed a line that matches; answers the match."""
+
+        def found() -> re.Match[str] | None:
+            return next((match for line in self.raw if (match := pattern.match(line))), None)
+
+        async with asyncio.timeout(PATIENCE_SECONDS), self._news:
+            await self._news.wait_for(lambda: found() or self._reading.done())
+        match = found()
+        assert match, f"the process never printed {pattern.pattern!r}:\n{''.join(self.raw)}"
+        return match
 
     def children(self) -> list[psutil.Process]:
         """The engine processes it has."""

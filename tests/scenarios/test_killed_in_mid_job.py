@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import asyncpg
@@ -10,21 +9,9 @@ import psutil
 import pytest
 
 from tests.scenarios.program import PATIENCE_SECONDS, Start
+from tests.scenarios.rows import insert, skip_backoff, until_final
 
 SLOW = "A phoenix rising [slow 0.05]"
-
-
-async def until_final(pool: asyncpg.Pool, job_id: object) -> asyncpg.Record:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            row = await pool.fetchrow("SELECT * FROM generation_jobs WHERE id = $1", job_id)
-            if row["status"] in ("completed", "failed", "canceled"):
-                return row
-            await asyncio.sleep(0.05)
-
-
-async def insert(pool: asyncpg.Pool, prompt: str) -> object:
-    return await pool.fetchval("INSERT INTO generation_jobs (prompt, style) VALUES ($1, 'Anime') RETURNING id", prompt)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -45,7 +32,9 @@ async def test_killed_worker(backend: str, prompt: str, start: Start, pool: asyn
     psutil.wait_procs(engines, timeout=PATIENCE_SECONDS)
     assert not [engine for engine in engines if engine.is_running()], "the engine outlived its worker"
 
-    await start("worker", TENKAIGEN_ENGINE__BACKEND=backend)
+    heir = await start("worker", TENKAIGEN_ENGINE__BACKEND=backend)
+    await heir.until("job_rescued")
+    await skip_backoff(pool)
     row = await until_final(pool, job_id)
     assert (row["status"], row["attempt"], row["lease_token"]) == ("completed", 2, 2)
     assert len(files_of(tmp_path)) == 1
@@ -62,8 +51,7 @@ async def test_killed_engine(backend: str, prompt: str, start: Start, pool: asyn
     (engine,) = worker.children()
     engine.kill()
     await worker.until("job_retried")
-    await pool.execute("UPDATE generation_jobs SET run_at = now() WHERE id = $1", job_id)  # do not wait out the backoff
-
+    await skip_backoff(pool)
     row = await until_final(pool, job_id)
     assert (row["status"], row["attempt"]) == ("completed", 2)
     assert len(files_of(tmp_path)) == 1

@@ -1,0 +1,41 @@
+"""Rows as a story needs them: inserted by plain SQL, waited for, and hurried along."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import asyncpg
+
+from tests.scenarios.program import PATIENCE_SECONDS
+
+POLL_SECONDS = 0.05
+
+
+async def insert(pool: asyncpg.Pool, prompt: str) -> UUID:
+    """Queue one job and answer its id."""
+    return await pool.fetchval("INSERT INTO generation_jobs (prompt, style) VALUES ($1, 'Anime') RETURNING id", prompt)
+
+
+async def until_final(pool: asyncpg.Pool, job_id: UUID) -> asyncpg.Record:
+    """Wait until a job has its outcome, and answer its row."""
+    await until_none_open(pool, job_id)
+    return await pool.fetchrow("SELECT * FROM generation_jobs WHERE id = $1", job_id)
+
+
+async def until_none_open(pool: asyncpg.Pool, job_id: UUID | None = None) -> None:
+    """Wait until every job, or the one that is named, has its outcome."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            still_open = await pool.fetchval(
+                "SELECT count(*) FROM generation_jobs WHERE status IN ('queued', 'processing') AND id = coalesce($1, id)",
+                job_id,
+            )
+            if not still_open:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def skip_backoff(pool: asyncpg.Pool) -> None:
+    """Make every queued job due now: no story is about the length of a pause."""
+    await pool.execute("UPDATE generation_jobs SET run_at = now() WHERE status = 'queued'")
