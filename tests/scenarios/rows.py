@@ -27,11 +27,8 @@ async def until_none_open(pool: asyncpg.Pool, job_id: UUID | None = None) -> Non
     """Wait until every job, or the one that is named, has its outcome."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
-            still_open = await pool.fetchval(
-                "SELECT count(*) FROM generation_jobs WHERE status IN ('queued', 'processing') AND id = coalesce($1, id)",
-                job_id,
-            )
-            if not still_open:
+            open_jobs = await pool.fetch("SELECT id FROM generation_jobs WHERE status IN ('queued', 'processing')")
+            if not [row for row in open_jobs if job_id in (None, row["id"])]:
                 return
             await asyncio.sleep(POLL_SECONDS)
 
