@@ -35,8 +35,13 @@ class LocalStorage:
 
     async def put(self, key: str, data: bytes, *, content_type: str) -> str:
         """Keep ``data`` under ``key``; the type is not kept, it follows from the key's ending when it is served."""
-        path = self._path(key)
-        await asyncio.to_thread(self._put, path, data)
+        writing = asyncio.ensure_future(asyncio.to_thread(self._put, self._path(key), data))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped, and whoever cleans up after us must find all that it wrote.
+            await asyncio.wait([writing])
+            raise
         return f"{self.base_url}/{quote(key)}"
 
     async def list(self, prefix: str) -> Sequence[str]:

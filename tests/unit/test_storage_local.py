@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,31 @@ async def test_other_bytes_under_a_key_are_refused(storage: LocalStorage) -> Non
         await put(storage, KEY, b"other")
     assert caught.value.permanent
     assert (storage.root / KEY).read_bytes() == b"data"
+
+
+async def test_a_cancelled_put_ends_when_nothing_is_written_any_more(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    real = storage._put
+
+    def slow(path: Path, data: bytes) -> None:
+        began.set()
+        go_on.wait()
+        real(path, data)
+
+    monkeypatch.setattr(storage, "_put", slow)
+    putting = asyncio.create_task(put(storage, KEY))
+    await asyncio.to_thread(began.wait)
+    putting.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    ended_early = putting.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    assert not ended_early
+    assert list(await storage.list("")) == [KEY]
 
 
 @pytest.mark.parametrize(
