@@ -39,6 +39,7 @@ SETTINGS: Mapping[str, str] = {
     "TENKAIGEN_LOG__FORMAT": "json",
     "TENKAIGEN_WORKER__HEALTH_PORT": "0",
     "TENKAIGEN_API__PORT": "0",
+    "TENKAIGEN_STORAGE__LOCAL__PUBLIC_URL": "http://127.0.0.1/files",
 }
 
 

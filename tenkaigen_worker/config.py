@@ -207,6 +207,16 @@ class Settings(Section):
     cost: CostSettings = CostSettings()
     log: LogSettings = LogSettings()
 
+    @model_validator(mode="after")
+    def _pictures_have_an_address(self) -> Self:
+        if self.api.port == 0 and self.storage.local.public_url is None:
+            raise _disagree(
+                "with 0 nobody knows beforehand where pictures will be found: name a port, or set "
+                "storage.local.public_url",
+                "api.port",
+            )
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -245,5 +255,5 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
 
 
 def _disagree(message: str, *keys: str) -> PydanticCustomError:
-    """Two settings do not fit together; the message is about the first of ``keys``."""
+    """Two settings do not fit together; the message is about the first of ``keys``, dotted where they are deeper."""
     return PydanticCustomError(DISAGREE, "{message}", {"message": message, "keys": keys})

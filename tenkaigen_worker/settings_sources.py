@@ -85,7 +85,7 @@ class Sources:
     def _problem(self, details: ErrorDetails) -> Problem:
         key: Key = tuple(str(part) for part in details["loc"] if part != "[key]")
         if details["type"] == DISAGREE:
-            keys = [(*key, name) for name in details["ctx"]["keys"]]
+            keys = [(*key, *name.split(".")) for name in details["ctx"]["keys"]]
             return self._located(next(filter(self.given, keys), key), keys[0], details["msg"])
         return self._located(key, key, self._words(key, details))
 

@@ -44,9 +44,9 @@ async def _listen(runner: web.AppRunner, settings: ApiSettings) -> None:
         await web.TCPSite(runner, settings.host, settings.port).start()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            why = "something listens there already; stop it, or choose another port with api.port or --port"
+            why = "something listens there already; stop it, or choose another port with api.port"
         elif error.errno == errno.EACCES:
-            why = "this user may not listen there; choose a port above 1023 with api.port or --port"
+            why = "this user may not listen there; choose a port above 1023 with api.port"
         else:
-            why = f"{error.strerror or error}; choose another address with api.host or --host"
+            why = f"{error.strerror or error}; choose another address with api.host"
         raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {why}") from error

@@ -16,33 +16,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--host", help="Address to listen on, in place of api.host.")
-@click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on, in place of api.port; 0 is any.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that started us.")
 @click.pass_context
-def api(ctx: click.Context, /, host: str | None, port: int | None, until_stdin_closes: bool) -> None:
+def api(ctx: click.Context, until_stdin_closes: bool) -> None:
     """Serve the HTTP API, and the pictures of local storage, until SIGTERM or Ctrl-C.
 
-    Workers build the pictures' URLs from api.host and api.port, or from storage.local.public_url. Where pictures are
-    loaded from here, change these settings rather than using the options.
+    It listens on api.host and api.port. Workers need the same settings: the pictures' URLs are built from them, or from
+    storage.local.public_url.
 
     \b
     Example:
       tenkaigen api
-      tenkaigen api --port 9000
+      TENKAIGEN_API__PORT=9000 tenkaigen api
     """
     from tenkaigen_worker.telemetry import configure_logging
 
     settings = load_settings(ctx).settings
-    chosen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    settings = settings.model_copy(update={"api": settings.api.model_copy(update=chosen)})
     configure_logging(settings.log)
     asyncio.run(_run(settings, until_stdin_closes=until_stdin_closes))
 
 
 async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.api.app import make_app
-    from tenkaigen_worker.api.hosts import refuse_open_door
     from tenkaigen_worker.api.serve import serving
     from tenkaigen_worker.api.wiring import make_parts
     from tenkaigen_worker.database.connect import open_pool, resolve_dsn
@@ -51,7 +46,6 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.storage.factory import make_storage
 
-    refuse_open_door(settings.api)
     stop = asyncio.Event()
     on_stop(stop.set, stdin_too=until_stdin_closes)
 

@@ -56,10 +56,10 @@ async def start(environ: dict[str, str]) -> AsyncIterator[Start]:
     """Start a command as a process; what still runs when the test is over is killed."""
     started: list[asyncio.subprocess.Process] = []
 
-    async def start(*arguments: str) -> asyncio.subprocess.Process:
+    async def start(*arguments: str, **settings: str) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tenkaigen_worker", *arguments),
-            env={**environ, "TENKAIGEN_LOG__FORMAT": "json"},
+            env={**environ, "TENKAIGEN_LOG__FORMAT": "json", **settings},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -198,6 +198,8 @@ async def test_a_job_that_is_not_there(run: Run, command: str) -> None:
 
 # The API as a process
 
+ANY_PORT = {"TENKAIGEN_API__PORT": "0", "TENKAIGEN_STORAGE__LOCAL__PUBLIC_URL": "http://127.0.0.1/files"}
+
 
 async def until_started(process: asyncio.subprocess.Process) -> str:
     """Wait until the API listens, and answer its URL."""
@@ -214,7 +216,7 @@ async def until_started(process: asyncio.subprocess.Process) -> str:
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, None], ids=["SIGTERM", "SIGINT", "stdin"])
 async def test_the_api_serves_until_it_is_told_to_stop(start: Start, ending: signal.Signals | None) -> None:
     watched = [] if ending else ["--until-stdin-closes"]
-    process = await start("api", "--port", "0", *watched)
+    process = await start("api", *watched, **ANY_PORT)
     url = await until_started(process)
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{url}/readyz") as response:
@@ -233,7 +235,7 @@ async def test_the_api_serves_until_it_is_told_to_stop(start: Start, ending: sig
 async def test_a_port_in_use_is_one_line(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        process = await start("api", "--port", str(port))
+        process = await start("api", TENKAIGEN_API__PORT=str(port))
         _, said = await until_ended(process)
     assert process.returncode == 1
     assert said.startswith(f"Error: cannot listen on 127.0.0.1:{port}: something listens there already")
@@ -241,7 +243,7 @@ async def test_a_port_in_use_is_one_line(start: Start) -> None:
 
 
 async def test_another_address_is_refused_in_one_line(start: Start) -> None:
-    process = await start("api", "--host", "0.0.0.0", "--port", "0")
+    process = await start("api", TENKAIGEN_API__HOST="0.0.0.0")
     _, said = await until_ended(process)
     assert process.returncode == 1
     assert said.startswith("Error: api.host: 0.0.0.0 can be reached from other machines")

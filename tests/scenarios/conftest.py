@@ -22,6 +22,7 @@ DEFAULTS: Mapping[str, str] = {
     "TENKAIGEN_WORKER__RESCUE_SECONDS": "0.2",
     "TENKAIGEN_WORKER__HEALTH_PORT": "0",
     "TENKAIGEN_API__PORT": "0",
+    "TENKAIGEN_STORAGE__LOCAL__PUBLIC_URL": "http://127.0.0.1/files",
 }
 
 

@@ -36,6 +36,7 @@ async def test_a_picture_by_the_shops_two_routes(start: Start, state_dir: Path) 
         TENKAIGEN_STATE_DIR=str(state_dir),
         TENKAIGEN_ENGINE__BACKEND="tiny",
         TENKAIGEN_API__PORT=free_port(),
+        TENKAIGEN_STORAGE__LOCAL__PUBLIC_URL="",
     )
     url = await until_up(program)
     async with aiohttp.ClientSession() as page, asyncio.timeout(PATIENCE_SECONDS):

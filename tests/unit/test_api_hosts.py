@@ -129,14 +129,14 @@ async def test_it_serves_while_the_block_runs(caplog: pytest.LogCaptureFixture) 
 async def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: .* api\.port or --port"):
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: .* api\.port$"):
             async with serving(web.Application(), ApiSettings(port=port)):
                 pass
 
 
 async def test_an_address_of_another_machine_is_named() -> None:
     settings = ApiSettings(host="203.0.113.7", port=0, allow_remote=True)
-    with pytest.raises(ConfigError, match=r"203\.0\.113\.7:0: .*api\.host or --host"):
+    with pytest.raises(ConfigError, match=r"203\.0\.113\.7:0: .*api\.host$"):
         async with serving(web.Application(), settings):
             pass
 

@@ -271,6 +271,14 @@ class TestSettingsThatDoNotFitTogether:
         (problem,) = problems("generation: {default_mode: qualty}")
         assert problem == ("worker.yaml:1: generation.default_mode: no mode has this name; did you mean quality?")
 
+    def test_any_port_will_do_only_where_pictures_have_an_address_of_their_own(self) -> None:
+        words = "with 0 nobody knows beforehand where pictures will be found: name a port, or set "
+        assert problems("api: {port: 0}") == [f"worker.yaml:1: api.port: {words}storage.local.public_url"]
+        assert problems(TENKAIGEN_API__PORT="0") == [f"TENKAIGEN_API__PORT: {words}storage.local.public_url"]
+
+        elsewhere = {"TENKAIGEN_API__PORT": "0", "TENKAIGEN_STORAGE__LOCAL__PUBLIC_URL": "https://shop.example/files"}
+        assert load(None, elsewhere).settings.api.port == 0
+
 
 class TestWrongVariables:
     """A mistyped variable is refused, not passed over."""
