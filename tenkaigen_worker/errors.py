@@ -11,10 +11,10 @@
     └── JobError                 one job cannot go on; carries a code that stands in the job's row
         ├── InputError           the request itself is wrong: final, never retried
         │   └── ConflictError    it contradicts what is there already
-        ├── EngineError          the engine process failed: retried, counts against the engine
+        ├── EngineError          the engine process failed: retried
         └── InfrastructureError  something around the engine failed: retried
 
-A job's ``error_code`` is one of :class:`Code`; the class of the error decides whether the job is tried again.
+A job's ``error_code`` is one of :class:`Code`, and the code decides whether the job is tried again.
 """
 
 from __future__ import annotations
@@ -22,26 +22,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Self
+
+
+class Fault(StrEnum):
+    """Whose fault it is that an attempt ended."""
+
+    INPUT = "input"  # final: trying the same thing again cannot help
+    ENGINE = "engine"
+    INFRASTRUCTURE = "infrastructure"
 
 
 class Code(StrEnum):
-    """What stands in ``generation_jobs.error_code``."""
+    """What stands in ``generation_jobs.error_code``, and whose fault that is."""
 
-    INVALID_REQUEST = "invalid_request"
-    REFUSED = "refused"
-    UNSUPPORTED = "unsupported"
-    TOO_LARGE = "too_large"
-    EXPIRED = "expired"
+    INVALID_REQUEST = "invalid_request", Fault.INPUT
+    REFUSED = "refused", Fault.INPUT
+    UNSUPPORTED = "unsupported", Fault.INPUT
+    TOO_LARGE = "too_large", Fault.INPUT
+    EXPIRED = "expired", Fault.INPUT
 
-    ENGINE_CRASHED = "engine_crashed"
-    ENGINE_TIMEOUT = "engine_timeout"
-    ENGINE_FAILED = "engine_failed"
+    ENGINE_CRASHED = "engine_crashed", Fault.ENGINE
+    ENGINE_TIMEOUT = "engine_timeout", Fault.ENGINE
+    ENGINE_FAILED = "engine_failed", Fault.ENGINE
 
-    UPLOAD_FAILED = "upload_failed"
-    WORKER_LOST = "worker_lost"
-    PLUGIN_FAILED = "plugin_failed"
-    INTERNAL = "internal"
+    UPLOAD_FAILED = "upload_failed", Fault.INFRASTRUCTURE
+    WORKER_LOST = "worker_lost", Fault.INFRASTRUCTURE
+    PLUGIN_FAILED = "plugin_failed", Fault.INFRASTRUCTURE
+    INTERNAL = "internal", Fault.INFRASTRUCTURE
+
+    fault: Fault
+
+    def __new__(cls, code: str, fault: Fault) -> Self:
+        """Make a member that is its code as text and carries its fault."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.fault = fault
+        return member
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the job may be tried again."""
+        return self.fault is not Fault.INPUT
 
 
 class TenkaigenError(Exception):
@@ -78,8 +100,6 @@ class PictureError(TenkaigenError):
 class JobError(TenkaigenError):
     """One job cannot go on. ``code`` and the message end up in its row."""
 
-    retryable: ClassVar[bool] = True
-
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.code = code
@@ -98,8 +118,6 @@ class FieldProblem:
 
 class InputError(JobError):
     """The request itself is wrong: final, before any GPU time is spent."""
-
-    retryable = False
 
     def __init__(
         self, message: str, *, code: Code = Code.INVALID_REQUEST, problems: Sequence[FieldProblem] = ()

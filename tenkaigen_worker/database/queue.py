@@ -92,7 +92,7 @@ class PostgresQueue:
                 lease.token,
                 failure.code.value,
                 _storable(failure.message),
-                failure.retryable,
+                failure.code.retryable,
             )
         return None if status is None else Status(status)
 

@@ -100,7 +100,7 @@ class Child:
         except Stopped:
             self._channel.send(messages.Canceled(order.run))
         except DeviceBroken as error:
-            self._channel.send(messages.Failed(order.run, "engine", Code.ENGINE_FAILED, str(error), fatal=True))
+            self._channel.send(messages.Failed(order.run, Code.ENGINE_FAILED, str(error), fatal=True))
             return False
         except Exception as error:
             self._channel.send(failure(order.run, error))
@@ -136,11 +136,11 @@ class Child:
 def failure(run: int | None, error: Exception) -> messages.Failed:
     """Put an error into words for the parent. What nobody expected also leaves its traceback on standard error."""
     if isinstance(error, JobError):
-        return messages.Failed(run, "input" if isinstance(error, InputError) else "engine", error.code, str(error))
+        return messages.Failed(run, error.code, str(error))
 
     traceback.print_exception(error)
     line = " ".join(str(error).split())[:500]
-    return messages.Failed(run, "engine", Code.ENGINE_FAILED, f"{type(error).__name__}: {line}")
+    return messages.Failed(run, Code.ENGINE_FAILED, f"{type(error).__name__}: {line}")
 
 
 def main() -> None:

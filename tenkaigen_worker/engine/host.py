@@ -25,7 +25,7 @@ from tenkaigen_worker.engine.messages import (
     Shutdown,
 )
 from tenkaigen_worker.engine.process import ChildEnded, ChildProcess
-from tenkaigen_worker.errors import Code, EngineError, InputError, JobError
+from tenkaigen_worker.errors import Code, EngineError, Fault, InputError, JobError
 from tenkaigen_worker.recipe import Recipe
 
 log = logging.getLogger("tenkaigen.engine")
@@ -187,7 +187,7 @@ class EngineProcess:
 
         if message.fatal:
             await self._discard(child, patience=EXIT_SECONDS)
-        if message.blame == "input":
+        if message.code.fault is Fault.INPUT:
             raise InputError(message.message, code=message.code)
         raise EngineError(message.code, message.message)
 

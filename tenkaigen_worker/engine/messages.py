@@ -12,7 +12,7 @@ import json
 import socket
 import struct
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,8 +24,6 @@ from tenkaigen_worker.recipe import Recipe
 MAGIC = b"TKG1"
 MAX_HEADER_BYTES = 1_048_576
 MAX_BODY_BYTES = 268_435_456  # a picture of 8192 x 8192 fits, a mistaken length does not
-
-Blame = Literal["input", "engine"]
 
 _PREFIX = struct.Struct(">4sII")
 
@@ -107,11 +105,10 @@ class Canceled:
 class Failed:
     """From the child: loading (``run`` is ``None``) or a run failed.
 
-    ``blame`` says whose fault it is; after a ``fatal`` failure the child ends.
+    ``code`` says whose fault it is; after a ``fatal`` failure the child ends.
     """
 
     run: int | None
-    blame: Blame
     code: Code
     message: str
     fatal: bool = False

@@ -32,14 +32,14 @@ async def run_job(hand: JobInHand, turns: EngineTurns, tools: Tools) -> None:
     except CancelRequested:
         await outcomes.cancel(job, tools)
     except JobError as error:
-        await outcomes.fail(job, Failure(error.code, str(error), error.retryable), tools)
+        await outcomes.fail(job, Failure(error.code, str(error)), tools)
     except asyncio.CancelledError:
         await outcomes.give_back(job, tools)
         raise
     except Exception:
         log.exception("Job %s met an error nobody foresaw", job.id, extra={"action": "job_crashed", "job_id": job.id})
         message = "An internal error occurred; the worker's log has the details."
-        await outcomes.fail(job, Failure(Code.INTERNAL, message, retryable=True), tools)
+        await outcomes.fail(job, Failure(Code.INTERNAL, message), tools)
 
 
 async def make(hand: JobInHand, turns: EngineTurns, tools: Tools) -> Completion:

@@ -16,8 +16,8 @@ from tenkaigen_worker.errors import Code, DatabaseError
 from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Output, Progress, Queue, Status
 from tenkaigen_worker.maintenance import rescue
 
-CRASHED = Failure(Code.ENGINE_CRASHED, "The engine crashed.", retryable=True)
-REFUSED = Failure(Code.REFUSED, "Not for us.", retryable=False)
+CRASHED = Failure(Code.ENGINE_CRASHED, "The engine crashed.")
+REFUSED = Failure(Code.REFUSED, "Not for us.")
 DONE = Completion(
     outputs=(
         Output(0, "a/1-0.png", "/files/a/1-0.png", 96, 64, 1234, "ab" * 32, 7),
@@ -255,7 +255,7 @@ async def test_whatever_a_crashed_engine_said_can_be_stored(pool: asyncpg.Pool[A
     job_id = await insert(pool)
     said = "nul \0, half a pair \ud800, " + "long " * 2000
 
-    assert await queue.fail((await claimed(queue)).lease, Failure(Code.INTERNAL, said, retryable=False))
+    assert await queue.fail((await claimed(queue)).lease, Failure(Code.REFUSED, said))
 
     stored = await row(pool, job_id)
     assert stored["error_message"].startswith("nul , half a pair ?, long")

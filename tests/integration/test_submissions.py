@@ -200,7 +200,7 @@ async def test_a_failed_job_is_repeated_as_a_new_one(submissions: Submissions, q
     request = {**PHOENIX, "width": 512, "count": 2, "loras": [{"name": "ink"}], "metadata": {"cart": 7}}
     job = await submissions.submit(request, user_id=ALICE, idempotency_key="order-1")
     first = await claimed(queue)
-    await queue.fail(first.lease, Failure(Code.REFUSED, "Not for us.", retryable=False))
+    await queue.fail(first.lease, Failure(Code.REFUSED, "Not for us."))
 
     again = await submissions.retry(job.id)
 

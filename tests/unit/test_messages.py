@@ -33,7 +33,7 @@ MESSAGES: tuple[Message, ...] = (
     messages.PictureReady(1, PICTURE),
     messages.Done(1),
     messages.Canceled(1),
-    messages.Failed(None, "engine", Code.ENGINE_FAILED, "no\nmodel", fatal=True),
+    messages.Failed(None, Code.ENGINE_FAILED, "no\nmodel", fatal=True),
 )
 
 
@@ -128,7 +128,7 @@ async def test_a_bad_frame_is_a_clear_error_on_both_sides(
 
 def test_a_message_too_large_to_be_read_is_not_sent() -> None:
     with pytest.raises(ProtocolError, match="too large"):
-        messages.encode(messages.Failed(1, "engine", Code.INTERNAL, "x" * messages.MAX_HEADER_BYTES))
+        messages.encode(messages.Failed(1, Code.INTERNAL, "x" * messages.MAX_HEADER_BYTES))
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3)))

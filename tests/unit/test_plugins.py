@@ -366,7 +366,6 @@ async def test_a_refusal_is_final_and_its_text_is_shown(bare: Path) -> None:
         await load(bare).transform_prompt(PROMPT)
 
     assert (refused.value.code, str(refused.value)) == (Code.REFUSED, "No knives, please.")
-    assert not refused.value.retryable
 
 
 async def test_a_refusal_without_words_names_the_plugin(bare: Path) -> None:
@@ -396,7 +395,6 @@ async def test_a_failing_plugin_fails_the_attempt_with_its_name(bare: Path, how:
         await load(bare).transform_prompt(PROMPT)
 
     assert failed.value.code is Code.PLUGIN_FAILED
-    assert failed.value.retryable
     assert str(failed.value).startswith("The plugin bad.py failed in transform_prompt: ")
     # An async function that raises StopIteration raises RuntimeError, says Python.
     assert says in str(failed.value)

@@ -51,7 +51,7 @@ class FakeQueue:
 
     async def fail(self, lease: Lease, failure: Failure) -> Status | None:
         written = self._write("failed", failure)
-        return (Status.QUEUED if failure.retryable else Status.FAILED) if written else None
+        return (Status.QUEUED if failure.code.retryable else Status.FAILED) if written else None
 
     async def release(self, lease: Lease, *, delay: timedelta = timedelta(0)) -> bool:
         return self._write("released", delay)
@@ -166,7 +166,6 @@ async def test_wrong_input_ends_before_the_engine(queue: FakeQueue, engine: Fake
     ((kind, failure),) = queue.outcomes
     assert kind == "failed"
     assert failure.code is Code.INVALID_REQUEST
-    assert not failure.retryable
     assert "Anime" in failure.message
     assert not engine.working.is_set()
 
@@ -178,7 +177,7 @@ async def test_an_engine_that_fails_is_a_failure_that_may_be_retried(
     await run(job(count=2), tools)
 
     ((kind, failure),) = queue.outcomes
-    assert (kind, failure.code, failure.retryable) == ("failed", Code.ENGINE_CRASHED, True)
+    assert (kind, failure.code) == ("failed", Code.ENGINE_CRASHED)
     assert not storage.files, "the first picture was stored already, and no row will ever name it"
 
 
