@@ -87,7 +87,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt ended, and by its code whether the job is tried again. The row's ``error_message`` is shown to the user."""
+    """Why an attempt ended. The row's ``error_message`` is shown to the user."""
 
     code: Code
     message: str
