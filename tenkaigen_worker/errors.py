@@ -79,7 +79,14 @@ class PluginError(TenkaigenError):
 
 
 class DatabaseError(TenkaigenError):
-    """The database cannot be reached, refuses us, or has a schema this program does not know."""
+    """The database cannot be reached, refuses us, or has a schema this program does not know.
+
+    ``permanent`` is true when the same statement would be refused again (a value without a place, a broken rule).
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
 
 
 class StorageError(TenkaigenError):

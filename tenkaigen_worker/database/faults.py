@@ -12,14 +12,27 @@ from tenkaigen_worker.errors import DatabaseError
 # InternalClientError is no PostgresError; OSError covers refused, reset and unresolved, TimeoutError command_timeout.
 FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
+# SQLSTATE classes: data that does not fit, a broken constraint, a statement that is wrong here. P0001 is RAISE EXCEPTION.
+_PERMANENT = ("22", "23", "42", "P0001")
+
 
 @contextmanager
 def database_faults(doing: str) -> Iterator[None]:
-    """Raise :class:`DatabaseError` for anything the database or the way to it did wrong while ``doing`` something."""
+    """Raise :class:`DatabaseError` for anything the database or the way to it did wrong while ``doing`` something.
+
+    It is permanent when the statement or its values were refused, not when the database was away or busy.
+    """
     try:
         yield
     except FAULTS as fault:
-        raise DatabaseError(f"{doing}: {explain(fault)}") from fault
+        raise DatabaseError(f"{doing}: {explain(fault)}", permanent=_is_permanent(fault)) from fault
+
+
+def _is_permanent(fault: BaseException) -> bool:
+    if isinstance(fault, asyncpg.PostgresError):
+        return (fault.sqlstate or "").startswith(_PERMANENT)
+    # What asyncpg itself refuses to send is an error of its interface and a ValueError.
+    return isinstance(fault, asyncpg.InterfaceError) and isinstance(fault, ValueError)
 
 
 def explain(fault: BaseException) -> str:
