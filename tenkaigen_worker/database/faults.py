@@ -12,7 +12,7 @@ from tenkaigen_worker.errors import DatabaseError
 # InternalClientError is no PostgresError; OSError covers refused, reset and unresolved, TimeoutError command_timeout.
 FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
-# SQLSTATE classes: data that does not fit, a broken constraint, a statement that is wrong here. P0001 is RAISE EXCEPTION.
+# SQLSTATE classes: data that does not fit, a broken constraint, a wrong statement; and RAISE EXCEPTION.
 _PERMANENT = ("22", "23", "42", "P0001")
 
 
