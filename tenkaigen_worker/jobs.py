@@ -53,7 +53,6 @@ class Job:
     user_id: UUID | None
     attempt: int
     max_attempts: int
-    created_at: datetime
     columns: Mapping[str, Any]
 
     @property

@@ -15,7 +15,7 @@ from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Pr
 QUERIES = load_queries("queue.sql")
 
 # What the claim brings besides the user's own columns.
-_NOT_ASKED_FOR = frozenset({"id", "lease_token", "user_id", "attempt", "max_attempts", "created_at"})
+_NOT_ASKED_FOR = frozenset({"id", "lease_token", "user_id", "attempt", "max_attempts"})
 _LONGEST_MESSAGE = 4000
 
 
@@ -38,7 +38,6 @@ class PostgresQueue:
             user_id=row["user_id"],
             attempt=row["attempt"],
             max_attempts=row["max_attempts"],
-            created_at=row["created_at"],
             columns={name: value for name, value in row.items() if name not in _NOT_ASKED_FOR},
         )
 

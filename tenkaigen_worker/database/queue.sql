@@ -5,6 +5,9 @@
 -- The inner SELECT reads the first entry of generation_jobs_queued_idx that is due and that nobody else is just
 -- claiming. With "= (SELECT ...)" it runs once; "IN (SELECT ... LIMIT 1)" may run again and claim more. The status is
 -- checked again on the locked row: between the two, another worker may have claimed it and given it back.
+--
+-- Every value that comes back must be one that Python can hold, or the row would cost a claim each time: JSON, with
+-- numbers of any size and nested at will, comes as text (null when empty), and dates of any year not at all.
 UPDATE generation_jobs
 SET status = 'processing',
     attempt = attempt + 1,

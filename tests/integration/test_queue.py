@@ -67,16 +67,43 @@ async def test_a_plain_insert_is_claimed_with_what_was_asked_for(pool: asyncpg.P
         "prompt": "A phoenix rising",
         "style": "Anime",
         "count": 1,
-        "loras": [],
-        "template_variables": {},
-        "metadata": {},
-        **dict.fromkeys(["negative_prompt", "mode", "width", "height", "seed", "steps", "guidance_scale"]),
-        **dict.fromkeys(["franchise", "template", "reference", "mask", "strength"]),
+        **dict.fromkeys(["negative_prompt", "mode", "width", "height", "seed", "steps", "guidance_scale", "loras"]),
+        **dict.fromkeys(["franchise", "template", "template_variables", "reference", "mask", "strength"]),
+        "webhook_url": None,
     }
     stored = await row(pool, job.id)
     assert (stored["status"], stored["worker_id"]) == ("processing", "worker-1")
     assert stored["lease_expires_at"] - stored["started_at"] == timedelta(seconds=60)
     assert await queue.claim() is None
+
+
+async def test_json_that_was_asked_for_is_claimed_as_text(pool: asyncpg.Pool[Any], queue: Queue) -> None:
+    await insert(pool, loras=["ink"], template_variables={"who": "a samurai"})
+
+    columns = (await claimed(queue)).columns
+
+    assert (columns["loras"], columns["template_variables"]) == ('["ink"]', '{"who": "a samurai"}')
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("metadata", """'{"n": 1e5000}'"""),
+        ("template_variables", """'{"n": 1e5000}'"""),
+        ("loras", "(repeat('[', 3000) || repeat(']', 3000))::jsonb"),
+        ("created_at", "'30000-01-01'"),
+        ("created_at", "'0044-03-15 BC'"),
+        ("run_at", "'0044-03-15 BC'"),
+        ("expires_at", "'30000-01-01'"),
+        ("expires_at", "'infinity'"),
+    ],
+)
+async def test_what_postgres_can_hold_and_python_cannot_is_claimed_all_the_same(
+    pool: asyncpg.Pool[Any], queue: Queue, column: str, value: str
+) -> None:
+    await pool.execute(f"INSERT INTO generation_jobs (prompt, {column}) VALUES ('A phoenix rising', {value})")
+
+    assert (await claimed(queue)).columns["prompt"] == "A phoenix rising"
 
 
 async def test_priority_first_then_place_then_order_of_insertion(pool: asyncpg.Pool[Any], queue: Queue) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -28,7 +27,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def hand(clock: Clock) -> JobInHand:
-    job = Job(Lease(UUID(int=1), 1), None, 1, 3, datetime(2026, 11, 1, tzinfo=UTC), {})
+    job = Job(Lease(UUID(int=1), 1), None, 1, 3, {})
     return JobInHand(job, on_change=lambda: None, clock=clock)
 
 

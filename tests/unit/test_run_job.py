@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -136,7 +136,7 @@ def tools(queue: FakeQueue, storage: FakeStorage, engine: FakeEngine) -> Tools:
 
 def job(token: int = 1, **columns: Any) -> Job:
     asked = {"prompt": "A phoenix rising", "style": "Anime", "count": 1, **columns}
-    return Job(Lease(uuid4(), token), UUID(int=7), 1, 3, datetime.now(UTC), asked)
+    return Job(Lease(uuid4(), token), UUID(int=7), 1, 3, asked)
 
 
 async def run(job: Job, tools: Tools) -> JobInHand:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -32,7 +31,7 @@ def clock() -> Clock:
 @pytest.fixture
 def claim(clock: Clock) -> Callable[[], JobInHand]:
     def make() -> JobInHand:
-        job = Job(Lease(uuid4(), 1), None, 1, 3, datetime.now(UTC), {})
+        job = Job(Lease(uuid4(), 1), None, 1, 3, {})
         return JobInHand(job, on_change=lambda: None, clock=clock)
 
     return make
