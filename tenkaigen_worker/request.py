@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Va
 
 from tenkaigen_worker.errors import Code, FieldProblem, InputError
 from tenkaigen_worker.plugin.names import find, unknown
+from tenkaigen_worker.plugin.types import check_characters
 from tenkaigen_worker.recipe import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SEEDS, SIDE_STEP
 
 MAX_TEXT = 4000  # characters
@@ -74,20 +75,12 @@ def _text(limit: int) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str):
             raise ValueError(f"must be text, not {_show(value)}")
-        _check_characters(value)
+        check_characters(value)
         if len(value) > limit:
             raise ValueError(f"may have at most {limit} characters; this has {len(value)}")
         return value
 
     return check
-
-
-def _check_characters(text: str) -> None:
-    """Refuse what PostgreSQL cannot keep as text."""
-    if "\0" in text:
-        raise ValueError("contains a NUL character (U+0000), which no text may have: remove it")
-    if re.search("[\ud800-\udfff]", text):
-        raise ValueError("contains half of a surrogate pair (U+D800 to U+DFFF), which is no character: remove it")
 
 
 def _side(value: object) -> int:
@@ -133,8 +126,8 @@ def _metadata(value: object) -> dict[str, Any]:
         raise ValueError("must be plain JSON, without NaN or Infinity, and not nested hundreds deep") from None
     # json.dumps escapes NUL; a backslash before the escape would make it six harmless characters.
     if re.search(r"(?<!\\)(\\\\)*\\u0000", text):
-        _check_characters("\0")
-    _check_characters(text)
+        check_characters("\0")
+    check_characters(text)
     size = len(text.encode())
     if size > MAX_METADATA:
         raise ValueError(f"may have at most {MAX_METADATA} bytes as JSON; this has {size}")

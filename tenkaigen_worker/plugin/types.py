@@ -58,6 +58,7 @@ def check_template(template: str) -> str:
 
 def check_words(words: str) -> str:
     """Refuse braces, which only ``{prompt}`` in a style's ``prompt`` may have; raises ``ValueError``."""
+    check_characters(words)
     if found := re.search(r"\{[^{}]*\}?|\}", words):
         raise ValueError(
             f"{found[0]!r} means nothing here: {PLACEHOLDER}, in a style's prompt, is the only placeholder"
@@ -65,11 +66,22 @@ def check_words(words: str) -> str:
     return words
 
 
+def check_characters(text: str) -> str:
+    """Refuse what PostgreSQL cannot keep as text; raises ``ValueError``."""
+    if "\0" in text:
+        raise ValueError("contains a NUL character (U+0000), which no text may have: remove it")
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError("contains half of a surrogate pair (U+D800 to U+DFFF), which is no character: remove it")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """The words that go to the model, after the style's template was filled in.
 
     ``asked`` is what the user wrote, before the style: look there to judge a request, and change ``text``.
+
+    Raises ``ValueError`` when they hold what cannot be kept with the job: NUL, or half of a surrogate pair.
     """
 
     text: str
@@ -80,6 +92,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if not (isinstance(self.text, str) and isinstance(self.negative, str)):
             raise TypeError("Prompt.text and Prompt.negative must be text")
+        for text in (self.text, self.negative, self.style):
+            check_characters(text)
 
 
 @dataclass(frozen=True, slots=True)
