@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from pluggy import HookImpl
 
 from tenkaigen_worker.plugin.problems import describe_error
 from tenkaigen_worker.plugin.types import Refused
+
+# Calls of one hook that are past their time limit and still run; threads cannot be stopped.
+MOST_OVERDUE = 4
 
 
 class HookFailed(Exception):
@@ -34,15 +38,20 @@ class Caller:
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout = timeout_seconds
-        self._overdue: set[HookImpl] = set()
+        self._overdue: defaultdict[HookImpl, set[asyncio.Future[_Outcome]]] = defaultdict(set)
 
     async def call(self, implementation: HookImpl, **arguments: Any) -> Any:
         """Answer what the hook answered; raises ``Refused`` as the hook did, :class:`HookFailed` for all else.
 
-        A thread cannot be stopped: a hook whose last call has not come back is not called again until it has.
+        A call that hangs costs nobody but its own job: the next one has a thread of its own. Once
+        :data:`MOST_OVERDUE` calls of a hook are overdue, the next one first waits, at most the time limit, for one of
+        them to come back.
         """
-        if implementation in self._overdue:
-            raise HookFailed(f"a call that took more than {self._timeout:g} s has still not come back")
+        overdue = self._overdue[implementation]
+        if len(overdue) >= MOST_OVERDUE:
+            await asyncio.wait(overdue, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+        if len(overdue) >= MOST_OVERDUE:
+            raise HookFailed(f"{len(overdue)} calls that took more than {self._timeout:g} s have still not come back")
 
         values = [arguments[name] for name in implementation.argnames]
         function = implementation.function
@@ -53,12 +62,13 @@ class Caller:
         try:
             done, _ = await asyncio.wait({work}, timeout=self._timeout)
         finally:
-            if isinstance(work, asyncio.Task):
-                work.cancel()
+            if not work.done():
+                overdue.add(work)
+                work.add_done_callback(overdue.discard)
+                if isinstance(work, asyncio.Task):
+                    work.cancel()
 
         if not done:
-            self._overdue.add(implementation)
-            work.add_done_callback(lambda _: self._overdue.discard(implementation))
             raise HookFailed(f"it took more than {self._timeout:g} s")
         return _open(work.result())
 
