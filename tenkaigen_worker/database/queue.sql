@@ -26,9 +26,17 @@ WHERE id = (
         FOR UPDATE SKIP LOCKED
     )
     AND status = 'queued'
-RETURNING id, lease_token, user_id, attempt, max_attempts, created_at,
-    prompt, negative_prompt, style, mode, width, height, seed, steps, guidance_scale, count, loras, franchise,
-    template, template_variables, reference, mask, strength, metadata;
+RETURNING id, lease_token, user_id, attempt, max_attempts,
+    prompt, negative_prompt, style, mode, width, height, seed, steps, guidance_scale, count,
+    nullif(loras, '[]')::text AS loras, franchise, template, nullif(template_variables, '{}')::text AS template_variables,
+    reference, mask, strength, webhook_url;
+
+-- name: due_within
+-- generation_jobs_queued_idx.
+SELECT EXISTS (
+    SELECT FROM generation_jobs
+    WHERE status = 'queued' AND run_at <= now() + $1 AND (expires_at IS NULL OR expires_at > now())
+);
 
 -- name: heartbeat
 -- Primary key, once per held job. Touches no indexed column: a HOT update.
