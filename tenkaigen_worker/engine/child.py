@@ -100,6 +100,7 @@ class Child:
         except Stopped:
             self._channel.send(messages.Canceled(order.run))
         except DeviceBroken as error:
+            traceback.print_exception(error)
             self._channel.send(messages.Failed(order.run, Code.ENGINE_FAILED, str(error), fatal=True))
             return False
         except Exception as error:

@@ -22,6 +22,7 @@ from huggingface_hub import constants
 
 from tenkaigen_worker.config import EngineSettings
 from tenkaigen_worker.engine import weights
+from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory
 from tenkaigen_worker.engine.base import Step
 from tenkaigen_worker.engine.devices import GIB, Footprint, choose_device, choose_dtype, choose_offload
 from tenkaigen_worker.engine.host import EngineProcess
@@ -29,10 +30,11 @@ from tenkaigen_worker.engine.loaders import check_auto, footprint, load_diffuser
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.tiny import build_pipeline
 from tenkaigen_worker.errors import EngineError
-from tenkaigen_worker.recipe import Recipe
+from tenkaigen_worker.recipe import Model, Recipe
 
 RECIPE = Recipe("a red fox", "", "Standard", 64, 64, "quality", 2, 4.0, "base", (7,), "diffusers", "fox")
 CPU = torch.device("cpu")
+MODEL = Model("diffusers", "fox", None, 64, 64)
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +304,44 @@ def test_auto_without_a_gpu_says_what_to_choose(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(EngineError, match=r"auto found no CUDA GPU.*engine\.backend: tiny.*engine\.backend: diffusers"):
         check_auto()
+
+
+class FailingPipe:
+    """A pipeline whose first kernel raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def set_progress_bar_config(self, *, disable: bool) -> None:
+        """Show nothing."""
+
+    def maybe_free_model_hooks(self) -> None:
+        """Hold nothing."""
+
+    def encode_prompt(self, **arguments: Any) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "becomes"),
+    [
+        ("cuda:0", RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceBroken),
+        ("cuda:0", RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceBroken),
+        ("cuda:0", RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"), DeviceBroken),
+        ("cuda:0", torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory),
+        ("cuda:0", ValueError("a bug"), ValueError),
+        ("cpu", RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        ("cpu", RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
+    ],
+)
+def test_only_a_new_process_can_follow_an_unforeseen_error_on_a_gpu(
+    device: str, error: Exception, becomes: type[Exception]
+) -> None:
+    backend = QwenBackend(FailingPipe(error), MODEL, torch.device(device), torch.float32)
+
+    with pytest.raises(becomes) as caught:
+        picture(backend)
+    assert type(caught.value) is becomes
 
 
 # Devices, number types, memory.
