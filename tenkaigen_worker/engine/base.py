@@ -58,7 +58,7 @@ class Engine(Protocol):
         """
 
     def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
-        """Yield the recipe's pictures in order, each as soon as it is done.
+        """Yield the recipe's pictures in order, each as soon as it is done. The caller sees to one recipe at a time.
 
         A consumer that is cancelled, or closes the generator, ends the run at the child's next step; the engine stays
         usable. Starts the process again first when it is gone. Raises ``InputError`` when the recipe cannot fit,

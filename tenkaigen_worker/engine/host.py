@@ -37,40 +37,35 @@ EXIT_SECONDS = 2.0
 class EngineProcess:
     """An :class:`~tenkaigen_worker.engine.base.Engine` whose model lives in a child process.
 
-    One recipe at a time: a second :meth:`generate` waits for the first. Belongs to one event loop, which should run
-    in the process's main thread: Linux ends the child together with the thread that started it.
+    One recipe at a time, and the caller holds the turn: in the worker that is ``EngineTurns``; ``tenkaigen generate``
+    has only one recipe. Belongs to one event loop, which should run in the process's main thread: Linux ends the child
+    together with the thread that started it.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self._child: ChildProcess | None = None
-        self._info: EngineInfo | None = None
+        self._child: ChildProcess | None = None  # until it is buried: it may hold the GPU to its last breath
         self._loading: asyncio.Task[EngineInfo] | None = None
         self._settling: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
         self._runs = itertools.count(1)
 
     @property
     def info(self) -> EngineInfo | None:
         """What is loaded now; ``None`` while nothing is."""
-        return self._info if self._ready else None
+        return self._child.info if self._child is not None and not self._child.ended else None
 
     @property
     def pid(self) -> int | None:
         """The child's process id; ``None`` while there is no child."""
         return self._child.pid if self._child is not None and not self._child.ended else None
 
-    @property
-    def _ready(self) -> bool:
-        return self._info is not None and self._child is not None and not self._child.ended
-
     async def start(self) -> EngineInfo:
         """Start the child and load the model; a second call waits for the same load.
 
         A cancelled caller does not stop the load: only :meth:`stop` does. Raises ``EngineError`` with the cause.
         """
-        if self._info is not None and self._ready:
-            return self._info
+        if self.info is not None:
+            return self.info
         if self._loading is None or self._loading.done():
             self._loading = asyncio.create_task(self._load(), name="engine load")
             self._loading.add_done_callback(_look_at)
@@ -78,27 +73,26 @@ class EngineProcess:
 
     async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
         """Yield the recipe's pictures in order; see :meth:`tenkaigen_worker.engine.base.Engine.generate`."""
-        async with self._turn:
-            child = await self._get_ready()
-            run = next(self._runs)
-            child.send(Run(run, recipe))
-            step = Step("encode", 0, 0, 1)
-            over = False
-            try:
-                while not over:
-                    match await self._next(child, silence_limit(step, self._settings.silence), doing=step.phase):
-                        case Progress(step=step):
-                            on_step(step)
-                        case PictureReady(picture=picture):
-                            step = Step("denoise", picture.index + 1, 0, recipe.steps)
-                            yield picture
-                        case ending:
-                            over = True
-                            await self._end_run(child, ending)
-            finally:
-                # The consumer went away in the middle: it does not wait until the child has noticed.
-                if not over and child is self._child:
-                    self._settling = asyncio.create_task(self._settle(child, run), name="engine settle")
+        child = await self._get_ready()
+        run = next(self._runs)
+        child.send(Run(run, recipe))
+        step = Step("encode", 0, 0, 1)
+        over = False
+        try:
+            while not over:
+                match await self._next(child, silence_limit(step, self._settings.silence), doing=step.phase):
+                    case Progress(step=step):
+                        on_step(step)
+                    case PictureReady(picture=picture):
+                        step = Step("denoise", picture.index + 1, 0, recipe.steps)
+                        yield picture
+                    case ending:
+                        over = True
+                        await self._end_run(child, ending)
+        finally:
+            # The consumer went away in the middle: it does not wait until the child has noticed.
+            if not over and child.info is not None:
+                self._settling = asyncio.create_task(self._settle(child, run), name="engine settle")
 
     async def stop(self) -> None:
         """Ask the child to end, and kill it if it has not within a few seconds; what it was doing is lost."""
@@ -112,9 +106,10 @@ class EngineProcess:
 
     async def _load(self) -> EngineInfo:
         if self._child is not None:
-            gone = self._child
+            gone, idle = self._child, self._child.info is not None
             await self._discard(gone, patience=EXIT_SECONDS)
-            log.warning("The engine process %s", gone.obituary(), extra={"action": "engine_ended"})
+            if idle:
+                log.warning("The engine process %s", gone.obituary(), extra={"action": "engine_ended"})
 
         try:
             child = self._child = await ChildProcess.spawn()
@@ -131,7 +126,7 @@ class EngineProcess:
             await self._discard(child, patience=0)
             raise
 
-        info = self._info = message.info
+        info = child.info = message.info
         log.info(
             "Model %s is ready on %s (%s) after %.1f s",
             info.model.name,
@@ -147,9 +142,8 @@ class EngineProcess:
         if self._settling is not None:
             await asyncio.wait({self._settling})
             self._settling = None
-        if not self._ready:
-            await self.start()
-        if self._child is None:
+        await self.start()
+        if self._child is None or self.info is None:
             raise EngineError(Code.ENGINE_FAILED, "the engine was stopped before this ran")
         return self._child
 
@@ -205,9 +199,11 @@ class EngineProcess:
             log.warning("A run that was given up ended badly: %s", error, extra={"action": "engine_settle"})
 
     async def _discard(self, child: ChildProcess, *, patience: float) -> None:
-        if self._child is child:
-            self._child = self._info = None
+        """Take a child out of use and see to its end; the next one is not spawned before that."""
+        child.info = None
         await child.bury(patience)
+        if self._child is child:
+            self._child = None
 
 
 def silence_limit(step: Step, limits: PhaseLimits) -> float:

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable
 
+from tenkaigen_worker.engine.base import EngineInfo
 from tenkaigen_worker.engine.messages import AsyncChannel, Message, ProtocolError
 
 log = logging.getLogger("tenkaigen.engine")
@@ -28,7 +29,10 @@ class ChildEnded(Exception):
 
 
 class ChildProcess:
-    """A running child. Made by :meth:`spawn`; must be seen to its end by :meth:`bury`."""
+    """A running child. Made by :meth:`spawn`; must be seen to its end by :meth:`bury`.
+
+    ``info`` is what it has loaded, for as long as it is to be used; ``ended`` is true once it is gone.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, channel: AsyncChannel) -> None:
         self._process = process
@@ -37,6 +41,7 @@ class ChildProcess:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._garbage: ProtocolError | None = None
         self.ended = False
+        self.info: EngineInfo | None = None
         self._pump = asyncio.create_task(self._read_messages(), name="engine messages")
         self._output = asyncio.create_task(self._read_output(), name="engine output")
 
@@ -91,7 +96,10 @@ class ChildProcess:
         return message
 
     async def bury(self, patience: float) -> None:
-        """Give the child ``patience`` seconds to end by itself, kill it if it does not, and clean up after it."""
+        """Give the child ``patience`` seconds to end by itself, kill it if it does not, and clean up after it.
+
+        May be called by several at once: all wait for the same end.
+        """
         try:
             async with asyncio.timeout(patience):
                 await self._process.wait()

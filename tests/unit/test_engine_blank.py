@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ import pytest
 from tenkaigen_worker.config import EngineSettings, PhaseLimits
 from tenkaigen_worker.engine import child as child_module
 from tenkaigen_worker.engine import messages
+from tenkaigen_worker.engine import process as process_module
 from tenkaigen_worker.engine.base import Picture, Step
 from tenkaigen_worker.engine.host import EngineProcess, silence_limit
 from tenkaigen_worker.engine.process import ChildProcess, exit_words, last_words
@@ -214,13 +216,6 @@ async def test_a_consumer_that_stops_early_stops_the_run(engine: EngineProcess) 
     assert engine.pid == pid
 
 
-async def test_runs_wait_for_one_another(engine: EngineProcess) -> None:
-    recipes = [replace(RECIPE, seeds=(seed, seed + 100)) for seed in range(4)]
-    results = await asyncio.gather(*(Client(engine).run(recipe) for recipe in recipes))
-
-    assert [tuple(picture.seed for picture in pictures) for pictures in results] == [recipe.seeds for recipe in recipes]
-
-
 async def test_a_crash_says_how_and_why_and_the_next_run_has_a_new_child(engine: EngineProcess) -> None:
     await engine.start()
     pid = engine.pid
@@ -236,7 +231,60 @@ async def test_a_crash_says_how_and_why_and_the_next_run_has_a_new_child(engine:
     assert engine.pid != pid
 
 
-async def test_a_child_that_died_idle_is_replaced(engine: EngineProcess) -> None:
+async def test_the_next_child_is_not_spawned_before_the_last_one_is_buried(
+    engine: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.start()
+    events: list[str] = []
+    digging, may_end = asyncio.Event(), asyncio.Event()
+    bury, spawn = ChildProcess.bury, ChildProcess.spawn
+
+    async def slow_bury(child: ChildProcess, patience: float) -> None:
+        digging.set()
+        await may_end.wait()
+        await bury(child, patience)
+        events.append("buried")
+
+    async def noted_spawn() -> ChildProcess:
+        events.append("spawned")
+        return await spawn()
+
+    monkeypatch.setattr(ChildProcess, "bury", slow_bury)
+    monkeypatch.setattr(ChildProcess, "spawn", noted_spawn)
+    running = asyncio.create_task(Client(engine).run(prompt("[broken]")))
+    await digging.wait()
+    next_job = asyncio.create_task(engine.start())
+    for _ in range(5):  # more than a start takes to spawn
+        await asyncio.sleep(0)
+    may_end.set()
+
+    await next_job
+    with pytest.raises(EngineError, match="broken device"):
+        await running
+    assert events == ["buried", "buried", "spawned"]
+
+
+HALF_A_FRAME = """
+import os, signal, socket, sys
+sock = socket.socket(fileno=int(sys.argv[1]))
+sock.recv(1)
+sock.sendall(b"TKG1" + bytes(4))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_child_killed_in_the_middle_of_a_frame_is_told_by_its_signal(
+    engine: EngineProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_a_frame.py").write_text(HALF_A_FRAME)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(process_module, "CHILD_MODULE", "half_a_frame")
+
+    with pytest.raises(EngineError, match="was killed by SIGKILL, perhaps by the kernel for want of memory"):
+        await engine.start()
+
+
+async def test_a_child_that_died_idle_is_replaced(engine: EngineProcess, caplog: pytest.LogCaptureFixture) -> None:
     await engine.start()
     pid = engine.pid
     assert pid is not None
@@ -245,6 +293,7 @@ async def test_a_child_that_died_idle_is_replaced(engine: EngineProcess) -> None
 
     await assert_usable(engine)
     assert engine.pid != pid
+    assert "The engine process was killed by SIGKILL" in caplog.text
 
 
 async def test_a_hanging_step_is_killed_past_its_limit(make_engine: Callable[..., EngineProcess]) -> None:

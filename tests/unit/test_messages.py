@@ -100,8 +100,6 @@ BAD_FRAMES = {
     "a missing field": (frame(b'["Cancel", {}]'), "Field required"),
     "a field of the wrong type": (frame(b'["Cancel", {"run": "soon"}]'), "valid integer"),
     "a body where none belongs": (frame(b'["Done", {"run": 1}]', b"xyz"), "has no body"),
-    "a prefix cut short": (messages.MAGIC, "middle of a frame"),
-    "a header cut short": (frame(b'["Done", {"run": 1}]')[:-3], "middle of a frame"),
     "a picture of another size": (
         frame(messages.encode(messages.PictureReady(1, PICTURE))[0][12:], bytes(23)),
         "4 x 2 came as 23 bytes",
@@ -123,6 +121,22 @@ async def test_a_bad_frame_is_a_clear_error_on_both_sides(
     channel = await AsyncChannel.open(other_ours)
     with pytest.raises(ProtocolError, match=complaint):
         await channel.receive()
+    channel.close()
+
+
+@pytest.mark.parametrize("cut", [messages.MAGIC, frame(b'["Done", {"run": 1}]')[:-3]], ids=["prefix", "header"])
+async def test_a_frame_cut_short_is_an_error_to_the_child_and_the_end_to_the_parent(
+    cut: bytes, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    other_ours, other_theirs = socket.socketpair()
+    for sock in (pair[1], other_theirs):
+        sock.sendall(cut)
+        sock.close()
+
+    with pytest.raises(ProtocolError, match="middle of a frame"):
+        BlockingChannel(pair[0]).receive()
+    channel = await AsyncChannel.open(other_ours)
+    assert await channel.receive() is None
     channel.close()
 
 
