@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,9 @@ from uuid import UUID
 
 from aiohttp import web
 
+from tenkaigen_worker.config import GenerationSettings
 from tenkaigen_worker.jobs import JobView
+from tenkaigen_worker.plugin.manager import Plugins
 
 
 class Submissions(Protocol):
@@ -47,34 +49,17 @@ class Files(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A request that passed every rule: its columns, and a hash that is equal for equal requests."""
-
-    columns: Mapping[str, Any]
-    request_hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class StyleList:
-    """The styles there are, and in words what is wrong with plugin files that were left out."""
-
-    styles: Sequence[tuple[str, str]]
-    problems: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Parts:
     """All that the application is made of.
 
-    ``accept`` checks the fields of a request and raises ``InputError``. ``styles`` reads the style files again when
-    they changed. ``problems`` answers why no request can be served now, in words; nothing when all is well.
+    ``check`` raises :class:`~tenkaigen_worker.errors.DatabaseError` that says why no request can be served now.
     """
 
     submissions: Submissions
     files: Files
-    accept: Callable[[Mapping[str, Any]], Accepted]
-    styles: Callable[[], StyleList]
-    problems: Callable[[], Awaitable[Sequence[str]]]
+    plugins: Plugins
+    generation: GenerationSettings
+    check: Callable[[], Awaitable[None]]
 
 
 PARTS: web.AppKey[Parts] = web.AppKey("parts")

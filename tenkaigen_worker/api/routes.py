@@ -12,8 +12,9 @@ from tenkaigen_worker.api.body import read_idempotency_key, read_job_id, read_ob
 from tenkaigen_worker.api.errors import RETRY_AFTER_SECONDS, Problem
 from tenkaigen_worker.api.parts import PARTS
 from tenkaigen_worker.api.views import status_body
-from tenkaigen_worker.errors import ConflictError
+from tenkaigen_worker.errors import ConflictError, DatabaseError
 from tenkaigen_worker.jobs import JobView
+from tenkaigen_worker.request import read_request, request_hash
 
 _NEVER_KEPT = {"Cache-Control": "no-store"}
 
@@ -23,10 +24,10 @@ async def post_generate(request: web.Request) -> web.Response:
     parts = request.app[PARTS]
     key = read_idempotency_key(request)
     fields = await read_object(request)
-    accepted = parts.accept(fields)
+    asked = read_request(fields, styles=parts.plugins.style_names, modes=parts.generation.modes)
     try:
         job = await parts.submissions.submit(
-            accepted.columns, user_id=None, idempotency_key=key, request_hash=accepted.request_hash
+            asked.columns(), user_id=None, idempotency_key=key, request_hash=request_hash(asked)
         )
     except ConflictError as error:  # 422 is what the header's draft standard asks for
         code = "idempotency_key_reused"
@@ -56,9 +57,9 @@ async def post_retry(request: web.Request) -> web.Response:
 
 async def get_styles(request: web.Request) -> web.Response:
     """``GET /api/styles``: what ``style`` may be, and which plugin files are broken."""
-    found = request.app[PARTS].styles()
-    styles = [{"name": name, "description": description} for name, description in found.styles]
-    return web.json_response({"styles": styles, "problems": list(found.problems)}, headers=_NEVER_KEPT)
+    plugins = request.app[PARTS].plugins
+    styles = [{"name": style.name, "description": style.description} for style in plugins.styles]
+    return web.json_response({"styles": styles, "problems": list(map(str, plugins.problems))}, headers=_NEVER_KEPT)
 
 
 async def get_healthz(_request: web.Request) -> web.Response:
@@ -67,11 +68,12 @@ async def get_healthz(_request: web.Request) -> web.Response:
 
 
 async def get_readyz(request: web.Request) -> web.Response:
-    """``GET /readyz``: requests can be served; otherwise 503 with the reasons."""
-    reasons = await request.app[PARTS].problems()
-    if reasons:
+    """``GET /readyz``: requests can be served; otherwise 503 with the reason."""
+    try:
+        await request.app[PARTS].check()
+    except DatabaseError as error:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", "; ".join(reasons), headers=headers)
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", str(error), headers=headers) from None
     return web.json_response({"status": "ready"}, headers=_NEVER_KEPT)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.cli.context import load_settings, opened
 from tenkaigen_worker.cli.ready import say_ready
 from tenkaigen_worker.cli.signals import on_stop
 
@@ -38,10 +39,10 @@ def api(ctx: click.Context, until_stdin_closes: bool) -> None:
 
 async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.api.app import make_app
+    from tenkaigen_worker.api.parts import Parts
     from tenkaigen_worker.api.serve import serving
-    from tenkaigen_worker.api.wiring import make_parts
-    from tenkaigen_worker.database.connect import open_pool, resolve_dsn
     from tenkaigen_worker.database.migrate import check_schema
+    from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.maintenance import maintain
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.storage.factory import make_storage
@@ -50,12 +51,9 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     on_stop(stop.set, stdin_too=until_stdin_closes)
 
     plugins = Plugins.load(settings.plugins)
-    async with (
-        resolve_dsn(settings.database, settings.state_dir) as dsn,
-        await open_pool(settings.database, dsn, "tenkaigen-api") as pool,
-    ):
-        await check_schema(pool)
-        parts = make_parts(pool, make_storage(settings), plugins, settings.generation)
+    async with opened(settings, "tenkaigen api") as pool:
+        check = partial(check_schema, pool)
+        parts = Parts(Submissions(pool), make_storage(settings), plugins, settings.generation, check)
         async with serving(make_app(parts, settings.api), settings.api) as url, asyncio.TaskGroup() as tasks:
             upkeep = tasks.create_task(maintain(pool, settings.worker))
             say_ready(url)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.cli.context import load_settings, opened, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +27,7 @@ def migrate(ctx: click.Context, dry_run: bool) -> None:
       tenkaigen migrate --dry-run
       tenkaigen migrate
     """
-    import asyncio
-
-    done = asyncio.run(_migrate(load_settings(ctx).settings, dry_run))
+    done = run(_migrate(load_settings(ctx).settings, dry_run))
     for migration in done:
         click.echo(f"{'would apply' if dry_run else 'applied'} {migration}")
     if not done:
@@ -61,9 +59,7 @@ def psql(ctx: click.Context, arguments: tuple[str, ...]) -> None:
       tenkaigen psql
       tenkaigen psql -c "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime')"
     """
-    import asyncio
-
-    ctx.exit(asyncio.run(_psql(load_settings(ctx).settings, arguments)))
+    ctx.exit(run(_psql(load_settings(ctx).settings, arguments)))
 
 
 async def _psql(settings: Settings, arguments: Sequence[str]) -> int:
@@ -87,7 +83,12 @@ async def _psql(settings: Settings, arguments: Sequence[str]) -> int:
             env={**os.environ, **password},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-        return await process.wait()
+        try:
+            return await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
 
 
 def _find_psql(*, embedded: bool) -> str:
@@ -122,11 +123,10 @@ def stats(ctx: click.Context, hours: int, as_json: bool) -> None:
       tenkaigen stats
       tenkaigen stats --hours 168 --json
     """
-    import asyncio
     import json
 
     settings = load_settings(ctx).settings
-    found = asyncio.run(_stats(settings, hours))
+    found = run(_stats(settings, hours))
     cost = _cost_per_picture(found, settings.cost.gpu_hourly_usd)
     if as_json:
         click.echo(json.dumps(_as_json(found, cost), indent=2))
@@ -135,17 +135,10 @@ def stats(ctx: click.Context, hours: int, as_json: bool) -> None:
 
 
 async def _stats(settings: Settings, hours: int) -> Stats:
-    from tenkaigen_worker.database.connect import open_pool, resolve_dsn
-    from tenkaigen_worker.database.migrate import check_schema
     from tenkaigen_worker.database.submissions import Submissions
 
-    async with resolve_dsn(settings.database, settings.state_dir) as dsn:
-        pool = await open_pool(settings.database, dsn, "tenkaigen stats")
-        try:
-            await check_schema(pool)
-            return await Submissions(pool).stats(hours)
-        finally:
-            await pool.close()
+    async with opened(settings, "tenkaigen stats") as pool:
+        return await Submissions(pool).stats(hours)
 
 
 def _cost_per_picture(found: Stats, gpu_hourly_usd: float | None) -> float | None:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
 
 import click
 
-from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.cli.context import load_settings, opened, run
+from tenkaigen_worker.cli.options import request_options
 
 if TYPE_CHECKING:
-    from tenkaigen_worker.api.parts import Accepted
     from tenkaigen_worker.config import Settings
     from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.jobs import JobView
+    from tenkaigen_worker.request import Request
     from tenkaigen_worker.storage.local import LocalStorage
+
+APPLICATION = "tenkaigen jobs"
 
 
 def read_job_id(_ctx: click.Context, _parameter: click.Parameter, text: str) -> UUID:
@@ -35,15 +36,7 @@ def read_job_id(_ctx: click.Context, _parameter: click.Parameter, text: str) -> 
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--file", type=click.File(encoding="utf-8"), help="A prompt per line; - is standard input.")
-@click.option("--style", help="See: tenkaigen styles.")
-@click.option("--width", help="Pixels, a multiple of 16.")
-@click.option("--height", help="Pixels, a multiple of 16.")
-@click.option("--seed", help="The same seed and settings give the same picture again.")
-@click.option("--count", help="Pictures per prompt.")
-@click.option("--mode", help="A mode of the configuration, such as quality.")
-@click.option("--steps", help="Denoising steps, in place of the mode's.")
-@click.option("--guidance-scale", help="Guidance, in place of the mode's.")
-@click.option("--negative", "negative_prompt", help="What should not be in the picture.")
+@request_options
 @click.option("--wait", is_flag=True, help="Show progress, and end when all are done.")
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Wait, and save pictures here."
@@ -64,14 +57,12 @@ def submit(
       echo "A lighthouse in a storm" | tenkaigen submit --file -
     """
     prompts = _prompts(prompt, file)
-    asked = {name: value for name, value in fields.items() if value is not None}
     settings = load_settings(ctx).settings
-    accepted = _check(prompts, asked, settings)
-    try:
-        all_well = asyncio.run(_submit(settings, accepted, wait=wait or output is not None, output=output))
-    except KeyboardInterrupt:
-        click.echo("No longer waiting. What is queued goes on; tenkaigen cancel JOB_ID ends a job.", err=True)
-        ctx.exit(130)
+    requests = _check(prompts, fields, settings)
+    all_well = run(
+        _submit(settings, requests, wait=wait or output is not None, output=output),
+        if_stopped="No longer waiting. What is queued goes on; tenkaigen cancel JOB_ID ends a job.",
+    )
     ctx.exit(0 if all_well else 1)
 
 
@@ -89,7 +80,7 @@ def status(ctx: click.Context, job_id: UUID, as_json: bool) -> None:
     """
     from tenkaigen_worker.api.views import job_body
 
-    job = asyncio.run(_ask(load_settings(ctx).settings, job_id, lambda submissions: submissions.get(job_id)))
+    job = run(_ask(load_settings(ctx).settings, job_id, lambda submissions: submissions.get(job_id)))
     body = job_body(job)
     click.echo(json.dumps(body, indent=2, ensure_ascii=False) if as_json else _as_lines(body))
 
@@ -106,7 +97,7 @@ def cancel(ctx: click.Context, job_id: UUID) -> None:
     """
     from tenkaigen_worker.jobs import FINAL
 
-    job = asyncio.run(_ask(load_settings(ctx).settings, job_id, lambda submissions: submissions.cancel(job_id)))
+    job = run(_ask(load_settings(ctx).settings, job_id, lambda submissions: submissions.cancel(job_id)))
     click.echo(f"{job.id} {job.status}" if job.status in FINAL else f"{job.id} ends as soon as its worker hears of it")
 
 
@@ -126,53 +117,44 @@ def _prompts(prompt: str | None, file: TextIO | None) -> Sequence[tuple[str, str
     return prompts
 
 
-def _check(prompts: Sequence[tuple[str, str]], asked: Mapping[str, Any], settings: Settings) -> list[Accepted]:
+def _check(prompts: Sequence[tuple[str, str]], fields: Mapping[str, Any], settings: Settings) -> list[Request]:
     """Apply the rules to all of it before anything is queued."""
-    from tenkaigen_worker.api.wiring import acceptor
     from tenkaigen_worker.errors import InputError
     from tenkaigen_worker.plugin.manager import Plugins
+    from tenkaigen_worker.request import read_request
 
-    accept = acceptor(Plugins.load(settings.plugins), settings.generation)
-    accepted, problems = [], []
+    styles, modes = Plugins.load(settings.plugins).style_names, settings.generation.modes
+    requests, problems = [], []
     for where, prompt in prompts:
         try:
-            accepted.append(accept({**asked, "prompt": prompt}))
+            requests.append(read_request({**fields, "prompt": prompt}, styles=styles, modes=modes))
         except InputError as error:
             problems += [f"{where}{problem}" for problem in error.problems] or [f"{where}{error}"]
     if problems:
         raise click.ClickException("\n  ".join(["Nothing was queued.", *problems]))
-    return accepted
-
-
-@asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Submissions]:
-    from tenkaigen_worker.database.connect import open_pool, resolve_dsn
-    from tenkaigen_worker.database.migrate import check_schema
-    from tenkaigen_worker.database.submissions import Submissions
-
-    async with (
-        resolve_dsn(settings.database, settings.state_dir) as dsn,
-        await open_pool(settings.database, dsn, "tenkaigen-cli") as pool,
-    ):
-        await check_schema(pool)
-        yield Submissions(pool)
+    return requests
 
 
 async def _ask(
     settings: Settings, job_id: UUID, question: Callable[[Submissions], Awaitable[JobView | None]]
 ) -> JobView:
-    async with _opened(settings) as submissions:
-        job = await question(submissions)
+    from tenkaigen_worker.database.submissions import Submissions
+
+    async with opened(settings, APPLICATION) as pool:
+        job = await question(Submissions(pool))
     if job is None:
         raise click.ClickException(f"there is no job {job_id}")
     return job
 
 
-async def _submit(settings: Settings, accepted: Sequence[Accepted], *, wait: bool, output: Path | None) -> bool:
-    async with _opened(settings) as submissions:
+async def _submit(settings: Settings, requests: Sequence[Request], *, wait: bool, output: Path | None) -> bool:
+    from tenkaigen_worker.database.submissions import Submissions
+
+    async with opened(settings, APPLICATION) as pool:
+        submissions = Submissions(pool)
         jobs = []
-        for request in accepted:
-            job = await submissions.submit(request.columns, user_id=None, idempotency_key=None, request_hash=None)
+        for request in requests:
+            job = await submissions.submit(request.columns())
             jobs.append(job)
             if not wait:
                 click.echo(job.id)
@@ -213,5 +195,7 @@ async def _report(job: JobView, storage: LocalStorage, output: Path | None) -> b
 def _as_lines(body: Mapping[str, Any]) -> str:
     """One line per field that says something."""
     rows = {**body, "outputs": "\n".join(output["url"] for output in body["outputs"])}
+    if body["outputs"]:
+        del rows["result_url"]  # the first of them
     shown = {name: str(value) for name, value in rows.items() if value not in (None, "") and value is not False}
     return "\n".join(f"{name:<20}{value}".replace("\n", "\n" + " " * 20) for name, value in shown.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from tenkaigen_worker.api.app import make_app
-from tenkaigen_worker.api.wiring import make_parts
+from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.config import Settings
 from tenkaigen_worker.database.connect import open_pool
+from tenkaigen_worker.database.migrate import check_schema
+from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.factory import make_storage
 from tenkaigen_worker.storage.local import LocalStorage
@@ -42,7 +45,7 @@ def plugin_folder(tmp_path: Path) -> Path:
 
 def client_of(pool: asyncpg.Pool, settings: Settings, storage: LocalStorage) -> TestClient[Any, Any]:
     plugins = Plugins.load(settings.plugins)
-    parts = make_parts(pool, storage, plugins, settings.generation)
+    parts = Parts(Submissions(pool), storage, plugins, settings.generation, partial(check_schema, pool))
     return TestClient(TestServer(make_app(parts, settings.api)))
 
 

@@ -11,7 +11,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
+
+# A test that hangs must end some time; nothing is measured with this.
+PATIENCE_SECONDS = 60.0
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -124,6 +128,32 @@ async def test_psql_gets_the_password_by_its_environment_alone(call: Call, tmp_p
 @pytest.mark.parametrize("command", ["migrate", "psql", "stats"])
 def test_every_help_has_an_example(call: Call, command: str) -> None:
     assert f"  Example:\n    tenkaigen {command}" in call("embedded", command, "--help").stdout
+
+
+def test_a_psql_that_is_told_to_end_takes_the_embedded_server_with_it(state_dir: Path) -> None:
+    state = state_dir / "state"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tenkaigen_worker", "psql", "-c", r"\echo here", "-c", "SELECT pg_sleep(600)"],
+        cwd=state_dir,
+        env={**os.environ, "TENKAIGEN_DATABASE__URL": "embedded", "TENKAIGEN_STATE_DIR": str(state)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "here\n"
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert list(state.rglob("postmaster.pid"))
+            process.terminate()
+            _, said = process.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            process.kill()
+
+    assert (process.returncode, said.splitlines()[-1]) == (130, "Stopped.")
+    assert not [member for member in family if member.is_running()]
+    assert not list(state.rglob("postmaster.pid"))
 
 
 async def test_embedded_psql_is_the_servers_own(state_dir: Path, call: Call) -> None:

@@ -9,16 +9,25 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 import aiohttp
 import asyncpg
 import pytest
-from click.testing import CliRunner, Result
 
-from tenkaigen_worker.cli import cli
 from tenkaigen_worker.storage.local import LocalStorage
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a command ended, and what it said."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
 
 Run = Callable[..., Awaitable[Result]]
 Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
@@ -39,16 +48,6 @@ def environ(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TENKAIGEN_DATABASE__URL", database)
     return dict(os.environ)
-
-
-@pytest.fixture
-def run(environ: dict[str, str]) -> Run:
-    """Run a command in an empty folder, beside this test's event loop."""
-
-    async def invoke(*arguments: str, stdin: str | None = None) -> Result:
-        return await asyncio.to_thread(CliRunner().invoke, cli, arguments, input=stdin)
-
-    return invoke
 
 
 @pytest.fixture
@@ -74,11 +73,24 @@ async def start(environ: dict[str, str]) -> AsyncIterator[Start]:
         await process.communicate()
 
 
-async def until_ended(process: asyncio.subprocess.Process) -> tuple[str, str]:
+async def until_ended(process: asyncio.subprocess.Process, stdin: str | None = None) -> tuple[str, str]:
     """What a process still said on stdout and stderr before it ended."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        out, err = await process.communicate()
+        out, err = await process.communicate(stdin and stdin.encode())
     return out.decode(), err.decode()
+
+
+@pytest.fixture
+def run(start: Start) -> Run:
+    """Run a command to its end."""
+
+    async def run(*arguments: str, stdin: str | None = None, **settings: str) -> Result:
+        process = await start(*arguments, **settings)
+        out, err = await until_ended(process, stdin)
+        assert process.returncode is not None
+        return Result(process.returncode, out, err)
+
+    return run
 
 
 @pytest.fixture
@@ -111,7 +123,7 @@ def output_of(key: str) -> dict[str, object]:
 async def test_submit_prints_the_id_of_the_row(run: Run, pool: asyncpg.Pool) -> None:
     options = ("--style", "line_art", "--width", "512", "--seed", "7", "--count", "2", "--negative", "text")
     result = await run("submit", "A fox", *options)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.stderr
     [row] = await jobs(pool)
     assert UUID(result.stdout.strip()) == row["id"]
     asked = [row[name] for name in ("prompt", "style", "width", "seed", "count", "negative_prompt", "height")]
@@ -123,7 +135,7 @@ async def test_submit_takes_a_file_of_prompts(run: Run, pool: asyncpg.Pool, file
     prompts = "# animals\nA fox\n\n   A 狐 [bold]  \n"
     (tmp_path / "prompts.txt").write_text(prompts, encoding="utf-8")
     result = await run("submit", "--file", file, "--style", "Anime", stdin=prompts)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.stderr
     rows = await jobs(pool)
     assert [(row["prompt"], row["style"]) for row in rows] == [("A fox", "Anime"), ("A 狐 [bold]", "Anime")]
     assert result.stdout.split() == [str(row["id"]) for row in rows]
@@ -159,10 +171,13 @@ async def test_wait_says_why_a_job_failed(start: Start, pool: asyncpg.Pool, firs
     assert process.returncode == 1
 
 
-async def test_interrupted_waiting_leaves_the_job(start: Start, pool: asyncpg.Pool, first_job: FirstJob) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+async def test_interrupted_waiting_leaves_the_job(
+    start: Start, pool: asyncpg.Pool, first_job: FirstJob, ending: signal.Signals
+) -> None:
     process = await start("submit", "A fox", "--wait")
     job_id = await first_job()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     _, said = await until_ended(process)
     assert process.returncode == 130
     assert said.startswith("No longer waiting. What is queued goes on")
@@ -175,8 +190,15 @@ async def test_status_shows_the_row(run: Run, pool: asyncpg.Pool) -> None:
     shown = (await run("status", job_id)).stdout
     for words in (job_id, "failed", "A fox", "refused", "not this", "seed                0"):
         assert words in shown
+    assert "None" not in shown
     body = json.loads((await run("status", job_id, "--json")).stdout)
     assert (body["jobId"], body["status"], body["error_code"], body["seed"]) == (job_id, "failed", "refused", 0)
+
+
+async def test_status_shows_the_url_of_a_picture_once(run: Run, pool: asyncpg.Pool) -> None:
+    job_id = (await run("submit", "A fox")).stdout.strip()
+    await pool.execute(COMPLETE, UUID(job_id), [output_of("anonymous/a.png")])
+    assert (await run("status", job_id)).stdout.count("http://x") == 1
 
 
 async def test_cancel_says_what_became_of_it(run: Run, pool: asyncpg.Pool) -> None:
@@ -193,7 +215,15 @@ async def test_cancel_says_what_became_of_it(run: Run, pool: asyncpg.Pool) -> No
 async def test_a_job_that_is_not_there(run: Run, command: str) -> None:
     result = await run(command, "3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11")
     assert result.exit_code == 1
-    assert result.output == "Error: there is no job 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11\n"
+    assert result.stderr == "Error: there is no job 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11\n"
+
+
+async def test_an_embedded_database_without_the_table_leads_to_up(run: Run, state_dir: Path) -> None:
+    embedded = {"TENKAIGEN_DATABASE__URL": "embedded", "TENKAIGEN_STATE_DIR": str(state_dir / "state")}
+    result = await run("submit", "A fox", **embedded)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "run: tenkaigen up" in result.stderr
+    assert "tenkaigen migrate" in result.stderr
 
 
 # The API as a process

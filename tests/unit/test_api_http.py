@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from tenkaigen_worker.api.app import make_app
-from tenkaigen_worker.api.parts import Accepted, Parts, StyleList
-from tenkaigen_worker.config import ApiSettings
-from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, InputError, StorageError
+from tenkaigen_worker.api.parts import Parts
+from tenkaigen_worker.config import ApiSettings, GenerationSettings, PluginSettings
+from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
+from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.local import LocalStorage
 from tests.unit.examples import NOW, QUEUED
 
@@ -58,20 +59,32 @@ class Table:
             raise self.broken
 
 
-def accept(fields: Mapping[str, Any]) -> Accepted:
-    if not fields.get("prompt"):
-        raise InputError.of([FieldProblem("prompt", "must not be empty"), FieldProblem("seed", "must be a number")])
-    return Accepted({"prompt": fields["prompt"]}, "hash")
-
-
 @pytest.fixture
 def table() -> Table:
     return Table()
 
 
 @pytest.fixture
-def reasons() -> list[str]:
+def outages() -> list[DatabaseError]:
+    """Why no request can be served, if anything is in it."""
     return []
+
+
+@pytest.fixture
+def plugin_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def parts(table: Table, outages: list[DatabaseError], storage: LocalStorage, plugin_folder: Path) -> Parts:
+    async def check() -> None:
+        for outage in outages:
+            raise outage
+
+    plugins = Plugins.load(PluginSettings(paths=(plugin_folder,)))
+    return Parts(table, storage, plugins, GenerationSettings(), check)
 
 
 @pytest.fixture
@@ -80,12 +93,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 
 @pytest.fixture
-async def client(table: Table, reasons: list[str], storage: LocalStorage) -> AsyncIterator[TestClient[Any, Any]]:
-    async def problems() -> Sequence[str]:
-        return reasons
-
-    styles = StyleList([("Anime", "Vibrant colors")], ["plugins/broken.py:3: no such name"])
-    parts = Parts(table, storage, accept, lambda: styles, problems)
+async def client(parts: Parts) -> AsyncIterator[TestClient[Any, Any]]:
     settings = ApiSettings(allowed_hosts=("shop.example",), max_body_bytes=2048)
     async with TestClient(TestServer(make_app(parts, settings))) as client:
         yield client
@@ -112,7 +120,9 @@ async def test_a_request_is_queued(client: TestClient, table: Table) -> None:
     assert await response.json() == {"jobId": str(QUEUED.id), "status": "queued"}
     assert response.headers["Location"] == f"/api/generate/status/{QUEUED.id}"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert table.submitted == [{"prompt": "A fox", "key": None, "hash": "hash"}]
+    (row,) = table.submitted
+    assert len(row.pop("hash")) == 64
+    assert row == {"prompt": "A fox", "count": 1, "key": None}
 
 
 @pytest.mark.parametrize("sent", ['"8e03978e-40d5"', "8e03978e-40d5"])
@@ -130,12 +140,10 @@ async def test_a_wrong_idempotency_key_is_named(client: TestClient, table: Table
 
 
 async def test_wrong_fields_are_named(client: TestClient) -> None:
-    body = await problem(await client.post("/api/generate", json={"prompt": ""}), 400, "invalid_request")
-    assert body["errors"] == [
-        {"field": "prompt", "message": "must not be empty"},
-        {"field": "seed", "message": "must be a number"},
-    ]
-    assert body["error"] == "prompt: must not be empty; seed: must be a number"
+    body = await problem(await client.post("/api/generate", json={"seed": -1}), 400, "invalid_request")
+    prompt, seed = body["errors"]
+    assert (prompt["field"], seed["field"]) == ("prompt", "seed")
+    assert body["error"] == f"prompt: {prompt['message']}; seed: {seed['message']}"
 
 
 @pytest.mark.parametrize(
@@ -157,12 +165,8 @@ async def test_malformed_json_says_where(client: TestClient, raw: bytes, hint: s
     assert hint in (await problem(response, status, code))["detail"]
 
 
-async def test_a_number_of_five_thousand_digits_is_refused(table: Table, storage: LocalStorage) -> None:
-    async def problems() -> Sequence[str]:
-        return ()
-
-    app = make_app(Parts(table, storage, accept, lambda: StyleList((), ()), problems), ApiSettings())
-    async with TestClient(TestServer(app)) as client:
+async def test_a_number_of_five_thousand_digits_is_refused(parts: Parts) -> None:
+    async with TestClient(TestServer(make_app(parts, ApiSettings()))) as client:
         raw = b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}"
         response = await client.post("/api/generate", data=raw, headers={"Content-Type": "application/json"})
         await problem(response, 400, "malformed_json")
@@ -299,20 +303,21 @@ async def test_retry_answers_the_new_job(client: TestClient) -> None:
 # Beside the jobs
 
 
-async def test_styles_and_what_is_wrong_with_plugins(client: TestClient) -> None:
-    assert await (await client.get("/api/styles")).json() == {
-        "styles": [{"name": "Anime", "description": "Vibrant colors"}],
-        "problems": ["plugins/broken.py:3: no such name"],
-    }
+async def test_styles_and_what_is_wrong_with_plugins(client: TestClient, plugin_folder: Path) -> None:
+    (plugin_folder / "ukiyo-e.yaml").write_text('name: Ukiyo-e\ndescription: Woodblock\nprompt: "{prompt}"\n')
+    (plugin_folder / "broken.yaml").write_text("nam: x\n")
+    body = await (await client.get("/api/styles")).json()
+    assert {"name": "Ukiyo-e", "description": "Woodblock"} in body["styles"]
+    assert [problem for problem in body["problems"] if "broken.yaml:1: unknown key 'nam'" in problem]
 
 
-async def test_health_and_readiness(client: TestClient, reasons: list[str]) -> None:
+async def test_health_and_readiness(client: TestClient, outages: list[DatabaseError]) -> None:
     assert (await client.get("/healthz")).status == 200
     assert (await client.get("/readyz")).status == 200
-    reasons += ["the database cannot be reached", "no table"]
+    outages.append(DatabaseError("the database cannot be reached"))
     assert (await client.get("/healthz")).status == 200
     response = await client.get("/readyz")
-    assert (await problem(response, 503, "not_ready"))["detail"] == "the database cannot be reached; no table"
+    assert (await problem(response, 503, "not_ready"))["detail"] == "the database cannot be reached"
     assert response.headers["Retry-After"] == "5"
 
 
