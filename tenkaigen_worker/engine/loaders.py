@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar as hide_transformers
 
 from tenkaigen_worker.config import EngineSettings
 from tenkaigen_worker.engine.devices import Footprint, choose_device, choose_dtype, choose_offload, limit_threads
-from tenkaigen_worker.engine.lock import DeviceLock
+from tenkaigen_worker.engine.lock import lock_device
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.weights import find_weights
 from tenkaigen_worker.errors import Code, EngineError
@@ -49,7 +49,9 @@ def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> Qw
             Code.ENGINE_FAILED,
             f"engine.offload: {settings.offload} is for a CUDA GPU, but the device is the CPU; use auto or none",
         )
-    lock = _lock(device)
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        lock_device(f"gpu-{gpu.uuid}", name=f"{device} ({gpu.name})", owner=os.getppid())
 
     weights = find_weights(settings, download=settings.backend != "auto", alive=alive)
     with _load_errors(weights.folder, weights.name):
@@ -60,16 +62,7 @@ def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> Qw
 
     side = pipe.default_sample_size * pipe.vae_scale_factor
     model = Model("diffusers", weights.name, weights.revision, default_width=side, default_height=side)
-    return QwenBackend(pipe, model, device, dtype, lock=lock)
-
-
-def _lock(device: torch.device) -> DeviceLock | None:
-    if device.type != "cuda":
-        return None
-    properties = torch.cuda.get_device_properties(device)
-    lock = DeviceLock(f"gpu-{properties.uuid}", name=f"{device} ({properties.name})")
-    lock.acquire(os.getppid())
-    return lock
+    return QwenBackend(pipe, model, device, dtype)
 
 
 def _place(pipe: Any, device: torch.device, settings: EngineSettings) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Report, Stopped
 from tenkaigen_worker.engine.base import Picture, Step
-from tenkaigen_worker.engine.lock import DeviceLock
 from tenkaigen_worker.recipe import Model, Recipe
 
 MAX_PROMPT_TOKENS = 1024  # what the pipeline allows at most; its default of 512 cuts longer prompts in silence
@@ -35,11 +34,8 @@ class Words:
 class QwenBackend:
     """A loaded ``QwenImagePipeline``."""
 
-    def __init__(
-        self, pipe: Any, model: Model, device: torch.device, dtype: torch.dtype, *, lock: DeviceLock | None = None
-    ) -> None:
+    def __init__(self, pipe: Any, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         self._pipe = pipe
-        self._lock = lock  # held for as long as the model is there
         self._device = device
         self.model = model
         self.device = str(device)
