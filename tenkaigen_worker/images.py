@@ -12,11 +12,14 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from tenkaigen_worker.errors import PictureError
-from tenkaigen_worker.recipe import Recipe
+from tenkaigen_worker.recipe import BASE_SCHEDULER, Recipe
 
 RECIPE_KEY = "tenkaigen"
 PARAMETERS_KEY = "parameters"
 XMP_KEY = "XML:com.adobe.xmp"
+
+# Our schedulers by the names that other programs know.
+SAMPLERS = {BASE_SCHEDULER: "Euler"}
 
 # Two to four times as fast as Pillow's default, for a fifth to a third more bytes on pictures with some grain. Level 1
 # and the Z_RLE strategy save no more time here, and their files are larger.
@@ -77,7 +80,7 @@ def parameters(recipe: Recipe, seed: int) -> str:
     """Say it as AUTOMATIC1111's web UI does, which most viewers and galleries read."""
     settings = {
         "Steps": recipe.steps,
-        "Sampler": "Euler",
+        "Sampler": SAMPLERS.get(recipe.scheduler, recipe.scheduler),
         "CFG scale": f"{recipe.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{recipe.width}x{recipe.height}",

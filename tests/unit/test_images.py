@@ -101,6 +101,10 @@ def test_parameters_that_could_be_misread_are_quoted() -> None:
     assert text.endswith('Model: "a, b: c"')
 
 
+def test_a_scheduler_without_a_common_name_keeps_its_own() -> None:
+    assert "Sampler: heun, " in parameters(replace(RECIPE, scheduler="heun"), 0)
+
+
 def test_the_file_says_that_a_model_made_it() -> None:
     xmp = opened(encode_png(picture(), RECIPE, seed=0)).text["XML:com.adobe.xmp"]
 
