@@ -42,6 +42,8 @@ def config(ctx: click.Context, as_json: bool) -> None:
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         for key, value, origin in rows:
             click.echo(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
+    if loaded.file is None and loaded.origins["engine.backend"] == "default":
+        click.echo("Without a file, tenkaigen up takes engine.backend: tiny.", err=True)
 
 
 def _values(loaded: Loaded) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tenkaigen_worker.cli.context import load_settings
+from tenkaigen_worker.cli.context import load_settings, run
 from tenkaigen_worker.errors import TenkaigenError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
       tenkaigen -c config/a10g.yaml doctor
     """
     settings = load_settings(ctx).settings
-    findings = asyncio.run(_examine(settings, quiet=as_json))
+    findings = run(_examine(settings, quiet=as_json))
     if as_json:
         click.echo(json.dumps([{**asdict(finding), "ok": finding.ok} for finding in findings], indent=2))
     ctx.exit(0 if all(finding.ok for finding in findings) else 1)
@@ -113,7 +113,10 @@ async def _torch(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding("torch", f"{said['torch']}, CUDA {said['cuda'] or 'none'}; diffusers {_version('diffusers')}")
     gpus = ", ".join(f"{gpu['name']} ({gpu['gib']} GiB, sm_{gpu['sm']})" for gpu in said["gpus"])
     needs_gpu = settings.engine.backend in ("auto", "nunchaku") or settings.engine.device.startswith("cuda")
-    remedy = "Install an NVIDIA driver and a CUDA build of torch, or set engine.backend to diffusers and wait longer."
+    remedy = (
+        "Install an NVIDIA driver and a CUDA build of torch. Without a GPU set engine.backend to tiny for the "
+        "demonstration model, or to diffusers, with engine.device: auto, for real pictures (slow)."
+    )
     yield Finding("GPU", gpus or "none that torch can use", remedy if needs_gpu and not gpus else "")
 
 

@@ -34,5 +34,12 @@ def inspect(file: Path, as_json: bool) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(name, Text(", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+        if value is not None:
+            table.add_row(name, Text(_in_words(value)))
     Console().print(table)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

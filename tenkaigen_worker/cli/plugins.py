@@ -27,7 +27,10 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
       tenkaigen plugins --json | jq '.[].problems'
     """
     found = _load(ctx).describe()
-    problems = [problem for plugin in found for problem in plugin.problems]
+    problems = sorted(
+        (problem for plugin in found for problem in plugin.problems),
+        key=lambda problem: (problem.file, problem.line or 0),
+    )
     if as_json:
         values = [
             {
