@@ -30,7 +30,7 @@ def api(ctx: click.Context, until_stdin_closes: bool) -> None:
       tenkaigen api
       TENKAIGEN_API__PORT=9000 tenkaigen api
     """
-    from tenkaigen_worker.telemetry import configure_logging
+    from tenkaigen_worker.logs import configure_logging
 
     settings = load_settings(ctx).settings
     configure_logging(settings.log)

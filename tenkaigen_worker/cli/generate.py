@@ -37,7 +37,7 @@ def generate(ctx: click.Context, /, output: Path, **fields: Any) -> None:
       tenkaigen generate "A cyberpunk samurai" --style Anime -o samurai.png
       tenkaigen generate "A phoenix rising" --seed 7 --count 2
     """
-    from tenkaigen_worker.telemetry import configure_logging
+    from tenkaigen_worker.logs import configure_logging
 
     settings = load_settings(ctx).settings
     configure_logging(settings.log.model_copy(update={"level": "WARNING"}))

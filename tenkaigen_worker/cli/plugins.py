@@ -75,8 +75,8 @@ def styles(ctx: click.Context, as_json: bool) -> None:
 
 def _load(ctx: click.Context) -> Plugins:
     """Load leniently and quietly: these commands show what is wrong themselves."""
+    from tenkaigen_worker.logs import configure_logging
     from tenkaigen_worker.plugin.manager import Plugins
-    from tenkaigen_worker.telemetry import configure_logging
 
     settings = load_settings(ctx).settings
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))

@@ -45,7 +45,7 @@ def up(ctx: click.Context) -> None:
       tenkaigen up
       tenkaigen psql -c "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime')"
     """
-    from tenkaigen_worker.telemetry import configure_logging
+    from tenkaigen_worker.logs import configure_logging
 
     loaded = load_settings(ctx)
     configure_logging(loaded.settings.log)

@@ -37,7 +37,7 @@ def worker(ctx: click.Context, drain: bool, until_stdin_closes: bool) -> None:
       tenkaigen worker --drain
       tenkaigen -c config/a10g.yaml worker
     """
-    from tenkaigen_worker.telemetry import configure_logging
+    from tenkaigen_worker.logs import configure_logging
 
     settings = load_settings(ctx).settings
     configure_logging(settings.log)
@@ -54,9 +54,9 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
     from tenkaigen_worker.database.wakeups import Wakeups
     from tenkaigen_worker.engine.host import EngineProcess
     from tenkaigen_worker.maintenance import maintain
+    from tenkaigen_worker.metrics import Metrics
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.storage.factory import make_storage
-    from tenkaigen_worker.telemetry import Metrics
     from tenkaigen_worker.worker.health import health_endpoint
     from tenkaigen_worker.worker.tools import Tools
     from tenkaigen_worker.worker.worker import Worker

@@ -10,7 +10,7 @@ from aiohttp import web
 from tenkaigen_worker.engine.base import Engine
 from tenkaigen_worker.errors import ConfigError, DatabaseError
 from tenkaigen_worker.jobs import QueueDepth
-from tenkaigen_worker.telemetry import Metrics
+from tenkaigen_worker.metrics import Metrics
 
 
 @asynccontextmanager

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from tenkaigen_worker.config import GenerationSettings
 from tenkaigen_worker.engine.base import Engine
 from tenkaigen_worker.jobs import Queue
+from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.base import Storage
-from tenkaigen_worker.telemetry import Metrics
 
 
 @dataclass(frozen=True, slots=True)

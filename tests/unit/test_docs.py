@@ -24,12 +24,12 @@ from tenkaigen_worker.database.submissions import SUBMITTABLE
 from tenkaigen_worker.engine.messages import Message
 from tenkaigen_worker.errors import Code
 from tenkaigen_worker.jobs import FINAL, TRANSITIONS
+from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.plugin import hookspecs
 from tenkaigen_worker.plugin.catalog import StyleFile
 from tenkaigen_worker.plugin.discovery import HOOKS
 from tenkaigen_worker.request import NOT_YET, Request
 from tenkaigen_worker.settings_sources import PREFIX, flatten, variable
-from tenkaigen_worker.telemetry import Metrics
 from tests.unit.examples import QUEUED
 from tests.unit.test_imports import LAYERS, PACKAGE, ROWS_OF_FRIENDS, modules
 

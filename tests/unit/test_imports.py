@@ -19,7 +19,7 @@ PACKAGE = Path(tenkaigen_worker.__file__).parent
 LAYERS = (
     {"errors", "resources", "redact"},
     {"jobs", "settings_sources", "settings_file", "config"},
-    {"telemetry"},
+    {"logs", "metrics"},
     {"plugin", "database", "storage"},
     {"recipe", "request", "images"},
     {"engine"},

@@ -15,9 +15,9 @@ from tenkaigen_worker.config import GenerationSettings, PluginSettings
 from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Progress, Status
+from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model, Recipe
-from tenkaigen_worker.telemetry import Metrics
 from tenkaigen_worker.worker.in_hand import JobInHand
 from tenkaigen_worker.worker.run_job import run_job
 from tenkaigen_worker.worker.tools import Tools
