@@ -156,6 +156,9 @@ class Queue(Protocol):
     async def claim(self) -> Job | None:
         """Take the next due job, or ``None`` when there is none."""
 
+    async def due_within(self, delay: timedelta) -> bool:
+        """Whether any queued job is due now or after at most ``delay``."""
+
     async def heartbeat(self, held: Mapping[Lease, Progress]) -> Mapping[Lease, Heartbeat]:
         """Extend all leases, write progress, and bring back which are lost or to be canceled: one statement."""
 

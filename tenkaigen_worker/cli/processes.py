@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from time import monotonic
 
 from tenkaigen_worker.cli.ready import VARIABLE, ReadyListener, listening
 from tenkaigen_worker.errors import TenkaigenError
@@ -16,6 +17,8 @@ log = logging.getLogger("tenkaigen.stack")
 
 # A process that keeps dying is started again after 1, 2, 4, ... seconds, at most this many.
 LONGEST_PAUSE = 30.0
+# How long a process may take to end after a second request, in seconds.
+HURRY_SECONDS = 10.0
 # How much of a log file is quoted when a process dies at its start, in bytes.
 LAST_WORDS = 2000
 
@@ -57,11 +60,15 @@ class Supervised:
                 hearing.cancel()
 
     async def _hear(self, listener: ReadyListener) -> None:
-        self.ready.set_result(await listener.status())
+        while True:
+            status = await listener.status()
+            if not self.ready.done():
+                self.ready.set_result(status)
 
     async def _run_again_and_again(self, environ: Mapping[str, str]) -> None:
         pause = 1.0
         while True:
+            started = monotonic()
             process = await self._spawn(environ)
             try:
                 status = await process.wait()
@@ -70,6 +77,9 @@ class Supervised:
             if not self.ready.done():
                 words = self._last_words()
                 raise TenkaigenError(f"The {self.name} ended at its start with exit status {status}.{words}")
+
+            # Only what dies again at once has to wait longer and longer.
+            pause = min(2 * pause, LONGEST_PAUSE) if monotonic() - started < LONGEST_PAUSE else 1.0
             log.warning(
                 "The %s ended with exit status %d; it is started again in %g s",
                 self.name,
@@ -78,7 +88,6 @@ class Supervised:
                 extra={"action": "process_died"},
             )
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _spawn(self, environ: Mapping[str, str]) -> asyncio.subprocess.Process:
         with self._log_file.open("ab") if self._log_file else nullcontext() as output:
@@ -96,18 +105,25 @@ class Supervised:
             return
         process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), self._grace_seconds)
+            await self._wait_or_kill(process, self._grace_seconds)
+        except asyncio.CancelledError:
+            # We are told to hurry: say so, and leave the process the time to put down what it holds.
+            process.terminate()
+            await self._wait_or_kill(process, HURRY_SECONDS)
+            raise
+
+    async def _wait_or_kill(self, process: asyncio.subprocess.Process, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(process.wait(), seconds)
         except TimeoutError:
             log.warning(
                 "The %s did not end within %g s and is killed",
                 self.name,
-                self._grace_seconds,
+                seconds,
                 extra={"action": "process_killed"},
             )
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            process.kill()
+            await process.wait()
 
     def _last_words(self) -> str:
         if self._log_file is None:

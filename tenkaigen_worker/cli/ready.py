@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+log = logging.getLogger("tenkaigen.stack")
 
 VARIABLE = "NOTIFY_SOCKET"
 _READY = "READY=1"
@@ -22,8 +25,12 @@ def say_ready(status: str) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         # A leading @ stands for the zero byte of Linux's abstract addresses.
-        manager.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-        manager.send(f"{_READY}\n{_STATUS}{status}".encode())
+        manager.setblocking(False)
+        try:
+            manager.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+            manager.send(f"{_READY}\n{_STATUS}{status}".encode())
+        except OSError as error:
+            log.warning("%s %s does not hear us: %s", VARIABLE, address, error, extra={"action": "ready_unheard"})
 
 
 class ReadyListener:

@@ -19,7 +19,7 @@ from tenkaigen_worker.cli.signals import cancel_on_stop
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Loaded
 
-INSERT = "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime');"
+INSERT = "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime') RETURNING id;"
 # A stop waits for the worker's own grace time, and then a little.
 MARGIN_SECONDS = 10.0
 
@@ -116,10 +116,9 @@ def _processes(loaded: Loaded, environ: dict[str, str], log_dir: Path | None) ->
 
 async def _until_ready(watch: asyncio.Future[list[None]], processes: Sequence[Supervised]) -> list[str]:
     """Wait for all processes and answer what each one says of itself; raises when one ends before."""
-    ready = asyncio.gather(*(process.ready for process in processes))
-    either: set[asyncio.Future[Any]] = {ready, watch}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not ready.done():
-        ready.cancel()
-        await watch
-    return await ready
+    for process in processes:
+        either: set[asyncio.Future[Any]] = {process.ready, watch}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if watch.done():
+            await watch
+    return [process.ready.result() for process in processes]

@@ -93,10 +93,11 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
 
         wakeups = Wakeups(settings.database, dsn, pool, on_jobs=worker.work_may_wait, on_cancel=worker.cancel_may_wait)
         await stack.enter_async_context(wakeups)
-        upkeep = asyncio.create_task(maintain(pool, settings.worker), name="maintenance")
-        stack.callback(upkeep.cancel)
         on_stop(worker.stop, stdin_too=until_stdin_closes)
         log.info("Worker %s takes jobs", worker_id, extra={"action": "worker_ready", "worker_id": worker_id})
         say_ready(f"worker {worker_id} takes jobs")
-        await worker.run(listening=lambda: wakeups.proven)
+        async with asyncio.TaskGroup() as tasks:
+            upkeep = tasks.create_task(maintain(pool, settings.worker), name="maintenance")
+            await worker.run(listening=lambda: wakeups.proven)
+            upkeep.cancel()
     log.info("Worker %s has ended", worker_id, extra={"action": "worker_ended", "worker_id": worker_id})

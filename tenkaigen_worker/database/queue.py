@@ -41,6 +41,11 @@ class PostgresQueue:
             columns={name: value for name, value in row.items() if name not in _NOT_ASKED_FOR},
         )
 
+    async def due_within(self, delay: timedelta) -> bool:
+        """Whether any queued job is due now or after at most ``delay``."""
+        with database_faults("cannot look at the queue"):
+            return bool(await self._pool.fetchval(QUERIES["due_within"], delay))
+
     async def heartbeat(self, held: Mapping[Lease, Progress]) -> Mapping[Lease, Heartbeat]:
         """Extend all leases, write progress, and bring back which are lost or to be canceled: one statement."""
         if not held:

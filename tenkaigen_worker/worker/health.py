@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -58,7 +59,7 @@ async def health_endpoint(
             await site.start()
         except OSError as error:
             raise ConfigError(
-                f"The worker's health endpoint cannot listen on {host}:{port} ({error.strerror or error}). "
+                f"The worker's health endpoint cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}). "
                 "Set worker.health_port to a free port, to 0 for any, or to null for none."
             ) from error
         yield f"http://{host}:{runner.addresses[0][1]}"

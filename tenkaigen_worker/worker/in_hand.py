@@ -21,7 +21,7 @@ class CancelRequested(Exception):
 class JobInHand:
     """A claimed job, how far it is, and whether it should go on.
 
-    ``stop`` is set when the job was canceled or its lease lost; :meth:`check` says which. ``on_change`` is called
+    ``stop`` is set when the job was canceled or its lease lost; :meth:`reason` says which. ``on_change`` is called
     after every change of progress.
     """
 
@@ -35,12 +35,9 @@ class JobInHand:
         self._claimed_at = clock()
         self._at_engine_since: float | None = None
 
-    def check(self) -> None:
-        """Raise :class:`LeaseLost` or :class:`CancelRequested` when the job should not go on."""
-        if self._lost:
-            raise LeaseLost
-        if self.stop.is_set():
-            raise CancelRequested
+    def reason(self) -> LeaseLost | CancelRequested:
+        """Why the job should not go on, once ``stop`` is set."""
+        return LeaseLost() if self._lost else CancelRequested()
 
     def lose(self) -> None:
         """Note that the database gave the job to somebody else, or that it is over."""

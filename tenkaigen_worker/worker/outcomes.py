@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from tenkaigen_worker.errors import DatabaseError, StorageError
+from tenkaigen_worker.errors import Code, DatabaseError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Job, Status
 from tenkaigen_worker.plugin.types import FinishedJob
 from tenkaigen_worker.worker.publish import attempt_prefix, job_folder
@@ -24,59 +24,65 @@ BETWEEN_WRITES = wait_random_exponential(multiplier=0.5, max=15)
 
 async def complete(job: Job, completion: Completion, tools: Tools) -> None:
     """Write success, then remove what earlier attempts left in storage."""
-    if not await persist(job, lambda: tools.queue.complete(job.lease, completion)):
+    try:
+        ours = await persist(job, lambda: tools.queue.complete(job.lease, completion))
+    except DatabaseError as error:
+        log.error("The outcome of job %s was refused: %s", job.id, error, extra=_extra(job, "write_refused"))
+        refusal = Failure(Code.INTERNAL, f"The finished job could not be written: {error}")
+        return await fail(job, refusal, tools)
+    if not ours:
         return await lost(job, tools)
 
-    tools.metrics.job_finished(Status.COMPLETED, None, completion.timings_ms, pictures=len(completion.outputs))
+    url = completion.outputs[0].url
     seconds = completion.processing_time_ms / 1000
-    log.info("Job %s is completed after %.2f s", job.id, seconds, extra=_extra(job, "job_completed"))
+    log.info("Job %s is completed after %.2f s: %s", job.id, seconds, url, extra=_extra(job, "job_completed"))
+    tools.metrics.job_finished(Status.COMPLETED, None, completion.timings_ms, pictures=len(completion.outputs))
     if job.lease.token > 1:
         await drop_files(job_folder(job), tools, keep=frozenset(output.key for output in completion.outputs))
-    await _tell_plugins(
-        job,
-        Status.COMPLETED,
-        tools,
+    finished = FinishedJob(
+        id=str(job.id),
+        user_id=_user_id(job),
+        status=Status.COMPLETED,
+        style=completion.recipe["style"],
         urls=tuple(output.url for output in completion.outputs),
         processing_time_ms=completion.processing_time_ms,
     )
-    return None
+    return await tools.plugins.job_finished(finished)
 
 
 async def fail(job: Job, failure: Failure, tools: Tools) -> None:
     """Write why this attempt ended: the job is queued again while it has attempts left, otherwise failed."""
-    await drop_files(attempt_prefix(job), tools)
     status = await persist(job, lambda: tools.queue.fail(job.lease, failure))
     if status is None:
         return await lost(job, tools)
 
+    await drop_files(attempt_prefix(job), tools)
     if status is Status.QUEUED:
         log.warning("Job %s will be tried again: %s", job.id, failure.message, extra=_extra(job, "job_retried"))
         return None
-    log.warning("Job %s failed: %s", job.id, failure.message, extra=_extra(job, "job_failed"))
-    tools.metrics.job_finished(Status.FAILED, failure.code, {}, pictures=0)
-    return await _tell_plugins(job, Status.FAILED, tools, error_code=failure.code)
+    log.warning("Job %s is %s: %s", job.id, status, failure.message, extra=_extra(job, f"job_{status}"))
+    return await _tell(job, status, failure.code if status is Status.FAILED else None, tools)
 
 
 async def cancel(job: Job, tools: Tools) -> None:
     """End the job as canceled, as somebody asked."""
-    await drop_files(attempt_prefix(job), tools)
     if not await persist(job, lambda: tools.queue.cancel(job.lease)):
         return await lost(job, tools)
 
+    await drop_files(attempt_prefix(job), tools)
     log.info("Job %s is canceled", job.id, extra=_extra(job, "job_canceled"))
-    tools.metrics.job_finished(Status.CANCELED, None, {}, pictures=0)
-    return await _tell_plugins(job, Status.CANCELED, tools)
+    return await _tell(job, Status.CANCELED, None, tools)
 
 
 async def give_back(job: Job, tools: Tools) -> None:
-    """Return the job to the queue with its attempt: the worker is going away. Tried once: the lease runs out anyway."""
-    await drop_files(attempt_prefix(job), tools)
+    """Return the job to the queue with its attempt. Tried once: without it the lease runs out."""
     try:
         await tools.queue.release(job.lease)
     except DatabaseError as error:
         log.warning("Job %s could not be given back: %s", job.id, error, extra=_extra(job, "job_release_failed"))
-        return
-    log.info("Job %s is given back to the queue", job.id, extra=_extra(job, "job_released"))
+    else:
+        log.info("Job %s is given back to the queue", job.id, extra=_extra(job, "job_released"))
+    await drop_files(attempt_prefix(job), tools)
 
 
 async def lost(job: Job, tools: Tools) -> None:
@@ -98,27 +104,30 @@ async def drop_files(prefix: str, tools: Tools, *, keep: frozenset[str] = frozen
 async def persist(job: Job, write: Callable[[], Awaitable[T]]) -> T:
     """Write an outcome, for as long as it takes: while the database is away the work in hand is kept.
 
-    Writing twice is harmless, since every write carries the lease's token.
+    Writing twice is harmless, since every write carries the lease's token. Raises ``DatabaseError`` only when the
+    database refuses for good what it was given.
     """
 
     def say(state: RetryCallState) -> None:
         cause = state.outcome.exception() if state.outcome else None
         log.warning("The outcome of job %s waits for the database: %s", job.id, cause, extra=_extra(job, "write_waits"))
 
-    async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type(DatabaseError),
-        wait=BETWEEN_WRITES,
-        before_sleep=say,
-    ):
+    may_help = retry_if_exception(lambda error: isinstance(error, DatabaseError) and not error.permanent)
+    async for attempt in AsyncRetrying(retry=may_help, wait=BETWEEN_WRITES, before_sleep=say, reraise=True):
         with attempt:
             return await write()
     raise AssertionError("unreachable: retrying has no end")
 
 
-async def _tell_plugins(job: Job, status: Status, tools: Tools, **outcome: Any) -> None:
-    user_id = str(job.user_id) if job.user_id else None
-    finished = FinishedJob(str(job.id), user_id, status, job.columns.get("style"), **outcome)
+async def _tell(job: Job, status: Status, code: Code | None, tools: Tools) -> None:
+    """Count an outcome without pictures, and tell the plugins."""
+    tools.metrics.job_finished(status, code, {}, pictures=0)
+    finished = FinishedJob(str(job.id), _user_id(job), status, job.columns["style"], error_code=code)
     await tools.plugins.job_finished(finished)
+
+
+def _user_id(job: Job) -> str | None:
+    return str(job.user_id) if job.user_id else None
 
 
 def _extra(job: Job, action: str) -> dict[str, Any]:

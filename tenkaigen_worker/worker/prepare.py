@@ -9,19 +9,22 @@ from typing import Any
 from tenkaigen_worker.config import GenerationSettings
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import SEEDS, Model, Recipe, apply_style, resolve
-from tenkaigen_worker.request import read_request
+from tenkaigen_worker.request import Request, read_request
 
 
-async def prepare(
-    fields: Mapping[str, Any], *, plugins: Plugins, generation: GenerationSettings, model: Model
+def read(fields: Mapping[str, Any], *, plugins: Plugins, generation: GenerationSettings) -> Request:
+    """Check a request's fields; needs no model. Raises :class:`~tenkaigen_worker.errors.InputError`."""
+    return read_request(fields, styles=plugins.style_names, modes=generation.modes)
+
+
+async def resolve_request(
+    request: Request, *, plugins: Plugins, generation: GenerationSettings, model: Model
 ) -> Recipe:
-    """Check a request's fields and resolve them: style, plugins, mode, sizes, seeds.
+    """Settle what a request left open: style, plugins, mode, sizes, seeds.
 
-    Raises :class:`~tenkaigen_worker.errors.InputError` when the request is wrong or a plugin refuses it.
+    Raises :class:`~tenkaigen_worker.errors.InputError` when a plugin refuses it, or when it does not fit the model.
     """
-    request = read_request(fields, styles=plugins.style_names, modes=generation.modes)
-    style = plugins.style(request.style)
-    prompt = apply_style(style, request.prompt, request.negative_prompt)
+    prompt = apply_style(plugins.style(request.style), request.prompt, request.negative_prompt)
     prompt = await plugins.transform_prompt(prompt)
     seed = secrets.randbelow(SEEDS)
     return resolve(request, prompt=prompt, generation=generation, model=model, seed=seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextlib import aclosing
 from time import monotonic
 
@@ -13,10 +12,11 @@ from tenkaigen_worker.jobs import Completion, Failure, Output
 from tenkaigen_worker.recipe import Recipe
 from tenkaigen_worker.worker import outcomes
 from tenkaigen_worker.worker.in_hand import CancelRequested, JobInHand, LeaseLost
-from tenkaigen_worker.worker.prepare import prepare
+from tenkaigen_worker.worker.prepare import read, resolve_request
 from tenkaigen_worker.worker.publish import publish
 from tenkaigen_worker.worker.tools import Tools
-from tenkaigen_worker.worker.turns import EngineTurns
+from tenkaigen_worker.worker.turns import EngineBusy, EngineTurns
+from tenkaigen_worker.worker.waiting import unless
 
 log = logging.getLogger("tenkaigen.worker")
 
@@ -25,21 +25,27 @@ async def run_job(hand: JobInHand, turns: EngineTurns, tools: Tools) -> None:
     """Take one claimed job to its outcome. Whatever goes wrong with the job ends in its row, not here."""
     job = hand.job
     try:
-        completion = await _unless_stopped(hand, make(hand, turns, tools))
-        await outcomes.complete(job, completion, tools)
+        completion = await unless(hand.stop, make(hand, turns, tools))
+        if completion is None:
+            raise hand.reason()
     except LeaseLost:
-        await outcomes.lost(job, tools)
+        return await outcomes.lost(job, tools)
     except CancelRequested:
-        await outcomes.cancel(job, tools)
+        return await outcomes.cancel(job, tools)
+    except EngineBusy:
+        return await outcomes.give_back(job, tools)
     except JobError as error:
-        await outcomes.fail(job, Failure(error.code, str(error)), tools)
+        return await outcomes.fail(job, Failure(error.code, str(error)), tools)
     except asyncio.CancelledError:
         await outcomes.give_back(job, tools)
         raise
     except Exception:
         log.exception("Job %s met an error nobody foresaw", job.id, extra={"action": "job_crashed", "job_id": job.id})
         message = "An internal error occurred; the worker's log has the details."
-        await outcomes.fail(job, Failure(Code.INTERNAL, message), tools)
+        return await outcomes.fail(job, Failure(Code.INTERNAL, message), tools)
+
+    # Outside of the above: from here on the row may name the files, and nothing that goes wrong may remove them.
+    return await outcomes.complete(job, completion, tools)
 
 
 async def make(hand: JobInHand, turns: EngineTurns, tools: Tools) -> Completion:
@@ -68,8 +74,9 @@ async def make(hand: JobInHand, turns: EngineTurns, tools: Tools) -> Completion:
 
 
 async def _prepare(hand: JobInHand, tools: Tools) -> Recipe:
+    request = read(hand.job.columns, plugins=tools.plugins, generation=tools.generation)
     engine = await tools.engine.start()
-    return await prepare(hand.job.columns, plugins=tools.plugins, generation=tools.generation, model=engine.model)
+    return await resolve_request(request, plugins=tools.plugins, generation=tools.generation, model=engine.model)
 
 
 async def _generate(
@@ -91,21 +98,6 @@ async def _generate(
             # Storing a picture goes on beside the making of the next one, and beside the next job.
             uploads.append(asyncio.create_task(publish(picture, recipe, hand.job, tools)))
             watch.add(picture.timings_ms)
-
-
-async def _unless_stopped(hand: JobInHand, making: Coroutine[None, None, Completion]) -> Completion:
-    """Await ``making``, or end it wherever it is as soon as the job is canceled or its lease lost."""
-    work = asyncio.ensure_future(making)
-    stop = asyncio.ensure_future(hand.stop.wait())
-    try:
-        await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stop.cancel()
-        if not work.done():
-            work.cancel()
-            await asyncio.wait({work})
-    hand.check()
-    return work.result()
 
 
 class StageWatch:

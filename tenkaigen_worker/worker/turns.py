@@ -13,6 +13,14 @@ from tenkaigen_worker.worker.in_hand import JobInHand
 PUBLISHING_AT_MOST = 2
 
 
+# A job that was prepared ahead is given back when the engine is not free by then.
+START_WITHIN_SECONDS = 10.0
+
+
+class EngineBusy(Exception):
+    """The engine did not come free in time for a job that was ready."""
+
+
 class EngineTurns:
     """One recipe at a time at the engine; the first job that is ready goes first.
 
@@ -59,17 +67,26 @@ class EngineTurns:
 
     @asynccontextmanager
     async def at_engine(self, hand: JobInHand) -> AsyncIterator[None]:
-        """Wait for the engine and keep it; afterwards the job counts as publishing until it leaves."""
-        async with self._engine:
+        """Wait for the engine and keep it; afterwards the job counts as publishing until it leaves.
+
+        Raises :class:`EngineBusy` when the engine does not come free in time: another worker may be idle.
+        """
+        try:
+            async with asyncio.timeout(START_WITHIN_SECONDS):
+                await self._engine.acquire()
+        except TimeoutError:
+            raise EngineBusy from None
+
+        try:
             claimed_beside_another = self._coming.pop(hand)
             if claimed_beside_another:
                 self._on_gap(monotonic() - self._freed_at)
             self._running = hand
             self.changed()
-            try:
-                yield
-            finally:
-                self._running = None
-                self._freed_at = monotonic()
-                self._publishing.add(hand)
-                self.changed()
+            yield
+        finally:
+            self._running = None
+            self._freed_at = monotonic()
+            self._publishing.add(hand)
+            self.changed()
+            self._engine.release()

@@ -12,21 +12,27 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from time import monotonic
 from uuid import UUID
 
 from tenkaigen_worker.config import WorkerSettings
-from tenkaigen_worker.errors import DatabaseError
+from tenkaigen_worker.errors import DatabaseError, EngineError
 from tenkaigen_worker.jobs import Job, Lease
 from tenkaigen_worker.worker.in_hand import JobInHand
 from tenkaigen_worker.worker.run_job import run_job
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.turns import EngineTurns
+from tenkaigen_worker.worker.waiting import unless
 
 log = logging.getLogger("tenkaigen.worker")
 
 # How long a loop waits before it goes on after the database failed it, in seconds.
 DATABASE_PAUSE = 1.0
+# How long until an engine that cannot load its model is tried again, in seconds.
+ENGINE_PAUSE = 10.0
+# A drained queue has nothing that is due within the longest pause between two attempts.
+DRAIN_HORIZON = timedelta(minutes=7)
 
 
 class Worker:
@@ -47,7 +53,7 @@ class Worker:
         self._drain = drain
         self._turns = EngineTurns(settings.prefetch_seconds, tools.metrics.engine_gap)
         self._held: dict[Lease, tuple[JobInHand, asyncio.Task[None]]] = {}
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._work_may_wait = asyncio.Event()
         self._beat_at = self._last_beat = monotonic()
@@ -58,19 +64,17 @@ class Worker:
 
         ``listening`` says whether notifications are proven to arrive: polling may be slow then.
         """
-        heartbeat = asyncio.create_task(self._heartbeat_loop(), name="heartbeat")
-        try:
+        async with asyncio.TaskGroup() as loops:
+            heartbeat = loops.create_task(self._heartbeat_loop(), name="heartbeat")
             await self._claim_loop(listening)
             await self._finish()
-        finally:
             heartbeat.cancel()
-            await asyncio.gather(heartbeat, return_exceptions=True)
 
     def stop(self) -> None:
         """Claim nothing more and finish what is in hand; a second call gives it back at once."""
-        if self._stopping:
+        if self._stopping.is_set():
             self._hurry.set()
-        self._stopping = True
+        self._stopping.set()
         self._turns.changed()
         self._work_may_wait.set()
 
@@ -87,12 +91,12 @@ class Worker:
         """Why this worker is not ready to take jobs; empty when it is."""
         reasons = {
             "the engine is not loaded": self._tools.engine.info is None,
-            "the worker is stopping": self._stopping,
+            "the worker is stopping": self._stopping.is_set(),
         }
         return [reason for reason, holds in reasons.items() if holds]
 
     async def _claim_loop(self, listening: Callable[[], bool]) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             if not self._turns.may_claim():
                 await self._turns.until_changed()
                 continue
@@ -101,19 +105,34 @@ class Worker:
             job = await self._claim()
             if job is not None:
                 self._take(job)
-            elif self._drain and not self._held:
+            elif self._drain and not self._held and not await self._due_soon():
                 log.info("The queue is empty", extra={"action": "drained"})
                 return
             else:
                 await self._until_work_may_wait(listening=listening())
 
     async def _claim(self) -> Job | None:
-        while not self._stopping:
+        """Take the next job, once the engine has its model: no job waits for a load, or is spoilt by one that fails."""
+        while not self._stopping.is_set():
             try:
-                return await self._tools.queue.claim()
+                if self._tools.engine.info is not None:
+                    return await self._tools.queue.claim()
+                await unless(self._stopping, self._tools.engine.start())
             except DatabaseError as error:
-                await _pause(error, "claim_failed")
+                log.warning("%s", error, extra={"action": "claim_failed"})
+                await unless(self._stopping, asyncio.sleep(DATABASE_PAUSE))
+            except EngineError as error:
+                log.error("The engine cannot load its model: %s", error, extra={"action": "engine_load_failed"})
+                await unless(self._stopping, asyncio.sleep(ENGINE_PAUSE))
         return None
+
+    async def _due_soon(self) -> bool:
+        """Whether a job is queued for now or, after a failed attempt, for a little later: draining waits for it."""
+        try:
+            return await self._tools.queue.due_within(DRAIN_HORIZON)
+        except DatabaseError as error:
+            log.warning("%s", error, extra={"action": "claim_failed"})
+            return True
 
     def _take(self, job: Job) -> None:
         log.info(
@@ -137,10 +156,10 @@ class Worker:
         self._work_may_wait.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(
-                "The outcome of job %s could not be written; its lease will run out",
+                "Job %s met an error nobody foresaw after its end",
                 hand.job.id,
                 exc_info=error,
-                extra={"action": "outcome_failed", "job_id": hand.job.id},
+                extra={"action": "job_crashed", "job_id": hand.job.id},
             )
 
     async def _until_work_may_wait(self, *, listening: bool) -> None:
@@ -169,7 +188,8 @@ class Worker:
             try:
                 await self._beat()
             except DatabaseError as error:
-                await _pause(error, "heartbeat_failed")
+                log.warning("%s", error, extra={"action": "heartbeat_failed"})
+                await asyncio.sleep(DATABASE_PAUSE)
                 self._beat_at = monotonic()
 
     async def _beat(self) -> None:
@@ -201,8 +221,3 @@ class Worker:
         for task in in_hand:
             task.cancel()
         await finishing
-
-
-async def _pause(error: DatabaseError, action: str) -> None:
-    log.warning("%s", error, extra={"action": action})
-    await asyncio.sleep(DATABASE_PAUSE)

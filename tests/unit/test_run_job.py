@@ -31,6 +31,10 @@ class FakeQueue:
         self.outcomes: list[tuple[str, Any]] = []
         self.ours = True
         self.outages = 0
+        self.refuses_completion = False
+        self.completed = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     def _write(self, kind: str, value: Any) -> bool:
         if self.outages:
@@ -47,7 +51,15 @@ class FakeQueue:
         raise NotImplementedError
 
     async def complete(self, lease: Lease, completion: Completion) -> bool:
-        return self._write("completed", completion)
+        if self.refuses_completion:
+            raise DatabaseError("the row breaks a rule of somebody's trigger", permanent=True)
+        written = self._write("completed", completion)
+        self.completed.set()
+        await self.answers.wait()
+        return written
+
+    async def due_within(self, delay: timedelta) -> bool:
+        raise NotImplementedError
 
     async def fail(self, lease: Lease, failure: Failure) -> Status | None:
         written = self._write("failed", failure)
@@ -115,7 +127,7 @@ class FakeEngine:
 
 
 @pytest.fixture
-def queue() -> FakeQueue:
+async def queue() -> FakeQueue:
     return FakeQueue()
 
 
@@ -279,3 +291,46 @@ async def test_success_on_a_later_attempt_removes_what_earlier_ones_left(storage
     await run(asked, tools)
     (kept,) = storage.files
     assert f"/{asked.id}/2-0-" in kept
+
+
+async def test_a_stop_after_completion_touches_no_file(queue: FakeQueue, storage: FakeStorage, tools: Tools) -> None:
+    """The row is committed and names the files, only the answer is still on its way."""
+    queue.answers.clear()
+    running = asyncio.create_task(run(job(), tools))
+    await queue.completed.wait()
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [kind for kind, _ in queue.outcomes] == ["completed"]
+    assert len(storage.files) == 1
+
+
+async def test_an_outcome_that_is_refused_for_good_fails_the_attempt(
+    queue: FakeQueue, storage: FakeStorage, tools: Tools
+) -> None:
+    queue.refuses_completion = True
+    await run(job(), tools)
+    ((kind, failure),) = queue.outcomes
+    assert (kind, failure.code) == ("failed", Code.INTERNAL)
+    assert "somebody's trigger" in failure.message
+    assert not storage.files
+
+
+async def test_a_job_that_cannot_start_soon_is_given_back(
+    queue: FakeQueue, engine: FakeEngine, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenkaigen_worker.worker.turns.START_WITHIN_SECONDS", 0)
+    engine.endless = True
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    busy, waiting = (JobInHand(job(count=2), on_change=lambda: None) for _ in range(2))
+    turns.expect(busy)
+    running = asyncio.create_task(run_job(busy, turns, tools))
+    await engine.working.wait()
+
+    turns.expect(waiting)
+    await run_job(waiting, turns, tools)
+    assert [kind for kind, _ in queue.outcomes] == ["released"]
+
+    busy.cancel()
+    await running

@@ -1,0 +1,149 @@
+"""The worker's loops: when they claim, what they do about an engine that cannot load, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+
+from tenkaigen_worker.config import GenerationSettings, PluginSettings, WorkerSettings
+from tenkaigen_worker.engine.base import EngineInfo
+from tenkaigen_worker.errors import Code, DatabaseError, EngineError
+from tenkaigen_worker.jobs import Heartbeat, Job, Lease, Progress
+from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.recipe import Model
+from tenkaigen_worker.metrics import Metrics
+from tenkaigen_worker.worker.tools import Tools
+from tenkaigen_worker.worker.worker import Worker
+
+INFO = EngineInfo(Model("blank", "blank", None, 64, 64), "cpu", "none", 0)
+
+
+class EmptyQueue:
+    """No jobs; tells how often it was asked, and fails as often as it should."""
+
+    def __init__(self) -> None:
+        self.claims = 0
+        self.failures = 0
+        self.asked = asyncio.Event()
+        self.later: list[bool] = []
+
+    async def claim(self) -> Job | None:
+        self.claims += 1
+        self.asked.set()
+        if self.failures:
+            self.failures -= 1
+            raise DatabaseError("the database is away")
+        return None
+
+    async def due_within(self, delay: timedelta) -> bool:
+        return self.later.pop() if self.later else False
+
+    async def heartbeat(self, held: Mapping[Lease, Progress]) -> Mapping[Lease, Heartbeat]:
+        return {}
+
+
+class StubbornEngine:
+    """Loads its model only after some failures."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.info: EngineInfo | None = None
+        self.failures = failures
+
+    async def start(self) -> EngineInfo:
+        if self.failures:
+            self.failures -= 1
+            raise EngineError(Code.ENGINE_FAILED, "the model's folder is gone")
+        self.info = INFO
+        return INFO
+
+
+@pytest.fixture
+async def queue() -> EmptyQueue:
+    return EmptyQueue()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenkaigen_worker.worker.worker.DATABASE_PAUSE", 0)
+    monkeypatch.setattr("tenkaigen_worker.worker.worker.ENGINE_PAUSE", 0)
+
+
+def worker(queue: EmptyQueue, engine: StubbornEngine, *, drain: bool = False, poll: float = 0.001) -> Worker:
+    plugins = Plugins.load(PluginSettings(paths=()))
+    tools = Tools(cast("Any", queue), cast("Any", engine), cast("Any", None), plugins, GenerationSettings(), Metrics())
+    return Worker(tools, WorkerSettings(poll_seconds=poll), drain=drain)
+
+
+def deaf() -> bool:
+    return False
+
+
+async def test_no_job_is_claimed_before_the_engine_has_its_model(queue: EmptyQueue) -> None:
+    engine = StubbornEngine(failures=3)
+    await worker(queue, engine, drain=True).run(listening=deaf)
+    assert engine.failures == 0
+    assert queue.claims == 1
+
+
+async def test_an_outage_of_the_database_is_waited_for(queue: EmptyQueue) -> None:
+    queue.failures = 3
+    await worker(queue, StubbornEngine(), drain=True).run(listening=deaf)
+    assert queue.claims == 4
+
+
+async def test_draining_waits_for_jobs_that_are_due_a_little_later(queue: EmptyQueue) -> None:
+    queue.later = [True, True]
+    await worker(queue, StubbornEngine(), drain=True).run(listening=deaf)
+    assert queue.claims == 3
+
+
+async def test_a_stop_ends_the_longest_wait_at_once(queue: EmptyQueue) -> None:
+    idle = worker(queue, StubbornEngine(), poll=3600)
+    running = asyncio.create_task(idle.run(listening=deaf))
+    await queue.asked.wait()
+    idle.stop()
+    await running
+    assert idle.problems() == ["the worker is stopping"]
+
+
+async def test_a_stop_does_not_wait_for_a_load(queue: EmptyQueue) -> None:
+    class LoadingEngine(StubbornEngine):
+        async def start(self) -> EngineInfo:
+            loading.set()
+            await asyncio.Event().wait()
+            return INFO
+
+    loading = asyncio.Event()
+    stuck = worker(queue, LoadingEngine())
+    running = asyncio.create_task(stuck.run(listening=deaf))
+    await loading.wait()
+    stuck.stop()
+    await running
+    assert queue.claims == 0
+
+
+async def test_a_notification_wakes_it(queue: EmptyQueue) -> None:
+    idle = worker(queue, StubbornEngine(), poll=3600)
+    running = asyncio.create_task(idle.run(listening=deaf))
+    await queue.asked.wait()
+    queue.asked.clear()
+    idle.work_may_wait()
+    await queue.asked.wait()
+    idle.stop()
+    await running
+
+
+async def test_a_heartbeat_that_breaks_ends_the_worker_loudly(
+    queue: EmptyQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: Worker) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Worker, "_beat", broken)
+    with pytest.raises(ExceptionGroup) as group:
+        await worker(queue, StubbornEngine(), poll=3600).run(listening=deaf)
+    assert group.group_contains(RuntimeError, match="a bug")
