@@ -9,10 +9,12 @@ import socket
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import psutil
 import pytest
 
 from tests.scenarios.program import PATIENCE_SECONDS, Program, Start
+from tests.scenarios.rows import insert
 
 UP = {"TENKAIGEN_DATABASE__URL": "embedded"}
 
@@ -74,6 +76,20 @@ async def test_a_killed_supervisor_leaves_neither_api_nor_worker(start: Start, d
     assert not left
 
 
+async def test_a_second_ctrl_c_gives_the_job_in_hand_back(start: Start, pool: asyncpg.Pool) -> None:
+    program = await start("up", TENKAIGEN_API__PORT=free_port())
+    await until_up(program)
+    job_id = await insert(pool, "A phoenix rising [slow 60]")
+    await program.until("job_generating")
+
+    program.process.send_signal(signal.SIGINT)
+    await program.until("finishing")
+    program.process.send_signal(signal.SIGINT)
+    assert await program.wait() == 0
+    row = await pool.fetchrow("SELECT status, attempt FROM generation_jobs WHERE id = $1", job_id)
+    assert (row["status"], row["attempt"]) == ("queued", 0)
+
+
 async def test_a_worker_that_dies_is_started_again(start: Start) -> None:
     program = await start("up", TENKAIGEN_API__PORT=free_port())
     await until_up(program)
@@ -96,4 +112,5 @@ async def test_a_stranger_on_our_port_is_not_taken_for_us(setting: str, start: S
         assert await program.wait() == 1
     await program.close()
     assert str(port) in "".join(program.raw)
+    assert "never retrieved" not in "".join(program.raw)
     assert not [line for line in program.raw if line.startswith("API ")]

@@ -58,6 +58,16 @@ async def test_drain_ends_when_the_queue_is_empty(start: Start, pool: asyncpg.Po
     assert [(row["status"], row["attempt"]) for row in statuses] == [("completed", 1)]
 
 
+async def test_drain_waits_for_what_is_tried_again(start: Start, pool: asyncpg.Pool) -> None:
+    job_id = await pool.fetchval(INSERT, "A phoenix rising [fail]")
+    worker = await start("worker", "--drain", TENKAIGEN_WORKER__POLL_SECONDS="0.1")
+    await worker.until("job_retried")
+    await pool.execute("UPDATE generation_jobs SET prompt = 'A phoenix rising', run_at = now() WHERE id = $1", job_id)
+    assert await worker.wait() == 0
+    row = await pool.fetchrow("SELECT status, attempt FROM generation_jobs WHERE id = $1", job_id)
+    assert (row["status"], row["attempt"]) == ("completed", 2)
+
+
 async def test_a_running_job_is_canceled_at_its_next_step(start: Start, pool: asyncpg.Pool) -> None:
     worker = await start("worker", TENKAIGEN_WORKER__HEARTBEAT_SECONDS="0.9")
     await worker.until("worker_ready")

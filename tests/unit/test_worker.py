@@ -13,9 +13,9 @@ from tenkaigen_worker.config import GenerationSettings, PluginSettings, WorkerSe
 from tenkaigen_worker.engine.base import EngineInfo
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError
 from tenkaigen_worker.jobs import Heartbeat, Job, Lease, Progress
+from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model
-from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.worker import Worker
 
