@@ -60,7 +60,8 @@ async def fail(job: Job, failure: Failure, tools: Tools) -> None:
     if status is Status.QUEUED:
         log.warning("Job %s will be tried again: %s", job.id, failure.message, extra=_extra(job, "job_retried"))
         return None
-    log.warning("Job %s is %s: %s", job.id, status, failure.message, extra=_extra(job, f"job_{status}"))
+    action = "job_failed" if status is Status.FAILED else "job_canceled"
+    log.warning("Job %s is %s: %s", job.id, status, failure.message, extra=_extra(job, action))
     return await _tell(job, status, failure.code if status is Status.FAILED else None, tools)
 
 
