@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenkaigen_worker.cli.context import load_settings
-from tenkaigen_worker.cli.signals import cancel_on_stop
+from tenkaigen_worker.cli.context import load_settings, run
+from tenkaigen_worker.cli.options import request_options
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -19,13 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("prompt")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("picture.png"), show_default=True)
-@click.option("--style", help="A style's name; without it: Standard.")
-@click.option("--negative", "negative_prompt", help="What should not be in the picture.")
-@click.option("--width", help="Pixels, a multiple of 16.")
-@click.option("--height", help="Pixels, a multiple of 16.")
-@click.option("--seed", help="0 to 4294967295; without it: a random one.")
-@click.option("--steps", help="Denoising steps, 1 to 100.")
-@click.option("--count", help="How many pictures, 1 to 8.")
+@request_options
 @click.pass_context
 def generate(ctx: click.Context, /, output: Path, **fields: Any) -> None:
     """Make pictures of PROMPT without a database, and write them as PNG.
@@ -41,11 +34,7 @@ def generate(ctx: click.Context, /, output: Path, **fields: Any) -> None:
 
     settings = load_settings(ctx).settings
     configure_logging(settings.log.model_copy(update={"level": "WARNING"}))
-    try:
-        asyncio.run(_generate(settings, output, fields))
-    except asyncio.CancelledError:
-        click.echo("Stopped; no picture was written.", err=True)
-        ctx.exit(130)
+    run(_generate(settings, output, fields))
 
 
 async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) -> None:
@@ -56,18 +45,18 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
     from tenkaigen_worker.engine.host import EngineProcess
     from tenkaigen_worker.images import encode_png
     from tenkaigen_worker.plugin.manager import Plugins
-    from tenkaigen_worker.worker.prepare import prepare
+    from tenkaigen_worker.worker.prepare import read, resolve_request
     from tenkaigen_worker.worker.publish import post_process
 
-    cancel_on_stop()
     check_writable(output)
-    plugins = Plugins.load(settings.plugins)
+    plugins, generation = Plugins.load(settings.plugins), settings.generation
+    request = read(fields, plugins=plugins, generation=generation)
     engine = EngineProcess(settings.engine)
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task("Loading the model", total=None)
             info = await engine.start()
-            recipe = await prepare(fields, plugins=plugins, generation=settings.generation, model=info.model)
+            recipe = await resolve_request(request, plugins=plugins, generation=generation, model=info.model)
 
             def show(step: Step) -> None:
                 text = f"Picture {step.index + 1} of {len(recipe.seeds)}: {step.phase}"
