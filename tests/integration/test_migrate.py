@@ -17,7 +17,8 @@ from tenkaigen_worker.config import DatabaseSettings
 from tenkaigen_worker.database.connect import connect, open_pool
 from tenkaigen_worker.database.migrate import Migration, check_schema, migrate, pending, shipped_migrations
 from tenkaigen_worker.database.queue import PostgresQueue
-from tenkaigen_worker.errors import DatabaseError
+from tenkaigen_worker.database.submissions import Submissions
+from tenkaigen_worker.errors import DatabaseError, FieldProblem, InputError
 from tenkaigen_worker.maintenance import rescue
 
 KNOWN = shipped_migrations()
@@ -154,6 +155,9 @@ async def test_everything_is_described_and_every_rule_is_valid(connection: async
         ("status", "'done'", "status_known"),
         ("metadata", "jsonb_build_object('note', repeat('x', 20000))", "metadata_at_most_16_kb"),
         ("webhook_url", "'http://example.com/'", "webhook_url_is_https"),
+        ("created_at", "'30000-01-01'", "created_at_years_1_to_9999"),
+        ("created_at", "'0044-03-15 BC'", "created_at_years_1_to_9999"),
+        ("created_at", "'infinity'", "created_at_years_1_to_9999"),
     ],
 )
 async def test_a_wrong_value_is_refused_by_a_rule_that_says_what_is_wrong(
@@ -248,6 +252,149 @@ async def _works_like_a_new_one(
 
         assert (await rescue(pool, 60)).queued == 1
         assert await pool.fetchval("SELECT status FROM generation_jobs WHERE id = $1", running["id"]) == "queued"
+
+
+async def test_old_rows_that_break_a_rule_can_still_be_changed(empty: str, connection: asyncpg.Connection[Any]) -> None:
+    await connection.execute("CREATE SCHEMA auth; CREATE TABLE auth.users (id uuid PRIMARY KEY)")
+    await connection.execute(TEXT_SHOP)
+    user = await connection.fetchval("INSERT INTO auth.users VALUES (gen_random_uuid()) RETURNING id")
+    await Shop(connection, user_id=user, width=1000).insert("is odd", "failed")
+
+    await migrate(connection)
+
+    await connection.execute("DELETE FROM auth.users")
+    await connection.execute("UPDATE generation_jobs SET image_data = NULL")
+    (odd,) = await connection.fetch("SELECT id, user_id, width FROM generation_jobs")
+    assert (odd["user_id"], odd["width"]) == (None, 1000)
+    with pytest.raises(asyncpg.CheckViolationError, match="generation_jobs_width_multiple_of_16"):
+        await connection.execute("UPDATE generation_jobs SET status = 'queued'")
+    async with await open_pool(DatabaseSettings(), empty, "tests") as pool:
+        with pytest.raises(InputError) as refused:
+            await Submissions(pool).retry(odd["id"])
+    assert refused.value.problems == (FieldProblem("width", "must be a multiple of 16"),)
+
+
+async def test_the_shops_own_triggers_sleep_meanwhile(connection: asyncpg.Connection[Any]) -> None:
+    await connection.execute(TEXT_SHOP)
+    await Shop(connection).insert("waits", "pending", width=1000)
+    await connection.execute("""
+        CREATE FUNCTION send_mail() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'a mail to the customer'; END $$;
+        CREATE TRIGGER mail AFTER UPDATE ON generation_jobs EXECUTE FUNCTION send_mail();
+        CREATE TRIGGER mail_always AFTER UPDATE ON generation_jobs EXECUTE FUNCTION send_mail();
+        CREATE TRIGGER mail_replica AFTER UPDATE ON generation_jobs EXECUTE FUNCTION send_mail();
+        CREATE TRIGGER mail_never AFTER UPDATE ON generation_jobs EXECUTE FUNCTION send_mail();
+        ALTER TABLE generation_jobs ENABLE ALWAYS TRIGGER mail_always, ENABLE REPLICA TRIGGER mail_replica,
+            DISABLE TRIGGER mail_never;
+    """)
+
+    await migrate(connection)
+
+    awake = await connection.fetch("SELECT tgname, tgenabled FROM pg_trigger WHERE tgname LIKE 'mail%'")
+    assert dict(map(tuple, awake)) == {"mail": b"O", "mail_always": b"A", "mail_replica": b"R", "mail_never": b"D"}
+
+
+async def test_constraints_that_wait_for_the_end_are_no_obstacle(connection: asyncpg.Connection[Any]) -> None:
+    await connection.execute("CREATE TABLE carts (id bigint PRIMARY KEY)")
+    await connection.execute(TEXT_SHOP)
+    await connection.execute(
+        "ALTER TABLE generation_jobs ADD cart_id bigint REFERENCES carts DEFERRABLE INITIALLY DEFERRED, "
+        "ADD UNIQUE (created_at) DEFERRABLE INITIALLY DEFERRED"
+    )
+    await connection.execute("INSERT INTO carts VALUES (1)")
+    await Shop(connection).insert("waits", "pending", cart_id=1)
+
+    await migrate(connection)
+
+    assert await connection.fetchval("SELECT status FROM generation_jobs") == "queued"
+
+
+@pytest.mark.parametrize(
+    ("dependent", "named"),
+    [
+        (
+            "CREATE VIEW waiting_jobs AS SELECT id FROM generation_jobs WHERE status = 'pending'",
+            r"status must be text \(rule _RETURN on view waiting_jobs\)",
+        ),
+        (
+            "CREATE POLICY own_jobs ON generation_jobs USING (user_id = current_user)",
+            r"user_id must be uuid \(policy own_jobs on table generation_jobs\)",
+        ),
+        (
+            "CREATE TRIGGER mail AFTER UPDATE OF prompt ON generation_jobs "
+            "EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+            r"prompt must be text \(trigger mail on table generation_jobs\)",
+        ),
+    ],
+)
+async def test_what_depends_on_a_type_that_must_change_is_named(
+    connection: asyncpg.Connection[Any], dependent: str, named: str
+) -> None:
+    await connection.execute(TYPED_SHOP)
+    await connection.execute(dependent)
+
+    with pytest.raises(DatabaseError, match=rf"(?s)something depends on it: {named}\nDrop what depends on them"):
+        await migrate(connection)
+
+    assert await pending(connection) == list(KNOWN)
+
+
+async def test_types_that_do_as_well_may_stay(connection: asyncpg.Connection[Any]) -> None:
+    await connection.execute(TEXT_SHOP.replace("style text", "style varchar").replace("ms integer", "ms bigint"))
+    await connection.execute("CREATE VIEW styles AS SELECT style, processing_time_ms FROM generation_jobs")
+
+    await migrate(connection)
+
+    await connection.execute("INSERT INTO generation_jobs (prompt, style) VALUES ('is new', 'Anime')")
+    assert await connection.fetchval("SELECT style FROM styles") == "Anime"
+
+
+async def test_columns_of_our_names_get_our_defaults(empty: str, connection: asyncpg.Connection[Any]) -> None:
+    await connection.execute(TEXT_SHOP)
+    await connection.execute(
+        "ALTER TABLE generation_jobs ADD attempt integer, ADD max_attempts integer, ADD priority smallint, "
+        "ADD metadata jsonb, ADD steps integer NOT NULL DEFAULT 30"
+    )
+    await Shop(connection, created_at=datetime(2026, 1, 1, tzinfo=UTC)).insert("waits", "pending", max_attempts=7)
+
+    await migrate(connection)
+
+    await connection.execute("INSERT INTO generation_jobs (prompt) VALUES ('is new')")
+    rows = await connection.fetch("SELECT attempt, max_attempts, priority, steps FROM generation_jobs ORDER BY seq")
+    assert [tuple(row) for row in rows] == [(0, 7, 0, 30), (0, 3, 0, None)]
+    async with await open_pool(DatabaseSettings(), empty, "tests") as pool:
+        queue = PostgresQueue(pool, "worker", 60)
+        first, second = await queue.claim(), await queue.claim()
+    assert first is not None
+    assert second is not None
+    assert [job.columns["prompt"] for job in (first, second)] == ["waits", "is new"]
+
+
+async def test_columns_of_our_names_in_another_type_are_named(connection: asyncpg.Connection[Any]) -> None:
+    await connection.execute(TEXT_SHOP)
+    await connection.execute(
+        "ALTER TABLE generation_jobs ADD worker_id uuid, ADD progress integer, ADD seq bigserial, "
+        "ADD stage text GENERATED ALWAYS AS (upper(style)) STORED"
+    )
+
+    with pytest.raises(
+        DatabaseError,
+        match=r"(?s): seq is bigint and must be bigint GENERATED ALWAYS AS IDENTITY; worker_id is uuid and must be "
+        r"text; progress is integer and must be real; stage is text GENERATED and must be text\nRename them",
+    ):
+        await migrate(connection)
+
+
+async def test_a_table_without_a_status_is_adopted(connection: asyncpg.Connection[Any]) -> None:
+    await connection.execute("CREATE TABLE generation_jobs (id uuid, prompt text, result_url text)")
+    await connection.execute("INSERT INTO generation_jobs VALUES (gen_random_uuid(), 'old', NULL)")
+    await connection.execute("INSERT INTO generation_jobs VALUES (gen_random_uuid(), 'old', '/1.png')")
+
+    await migrate(connection)
+
+    await connection.execute("INSERT INTO generation_jobs (prompt) VALUES ('new')")
+    rows = await connection.fetch("SELECT status FROM generation_jobs ORDER BY seq")
+    assert [row["status"] for row in rows] == ["failed", "completed", "queued"]
 
 
 async def test_a_table_that_cannot_be_adopted_is_left_alone(connection: asyncpg.Connection[Any]) -> None:
