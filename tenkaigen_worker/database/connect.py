@@ -82,7 +82,11 @@ async def connect(settings: DatabaseSettings, dsn: str, application_name: str) -
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
             connection: asyncpg.Connection = await asyncpg.connect(dsn, **_options(settings, address, application_name))
-            await _prepare(connection)
+            try:
+                await _prepare(connection)
+            except BaseException:
+                connection.terminate()
+                raise
             return connection
     except (*FAULTS, ValueError) as fault:
         raise DatabaseError(_why(fault, address, settings.connect_timeout_seconds)) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 
 from tenkaigen_worker import __version__
-from tenkaigen_worker.database.faults import database_faults, explain
+from tenkaigen_worker.database.faults import FAULTS, database_faults, explain
 from tenkaigen_worker.errors import DatabaseError
 from tenkaigen_worker.resources import shipped
 
@@ -88,8 +88,8 @@ async def migrate(
     """Apply what is missing, each file in a transaction of its own, and answer what was (or would be) applied.
 
     Any number of programs may do this at once. Raises :class:`~tenkaigen_worker.errors.DatabaseError` when an applied
-    file was edited since, when the database is newer than this program, or when a file fails; a failing file leaves
-    nothing behind.
+    file was edited since, when the database is newer than this program, when the connection is lost, or when a file
+    fails; a failing file leaves nothing behind.
     """
     known = shipped_migrations() if known is None else known
     missing = await pending(connection, known=known)
@@ -147,9 +147,12 @@ async def _apply(connection: asyncpg.Connection, migration: Migration, known: Se
                 "VALUES ($1, $2, $3, $4)",
                 *(migration.version, migration.name, migration.sha256, __version__),
             )
-    except asyncpg.PostgresError as error:
-        hint = f"\n{error.hint}" if getattr(error, "hint", None) else ""
-        raise DatabaseError(f"{migration} failed and changed nothing: {explain(error)}{hint}") from error
+    except FAULTS as fault:
+        if connection.is_closed():
+            lost = f"the connection was lost while {migration} was applied: {explain(fault)}; run: tenkaigen migrate"
+            raise DatabaseError(lost) from fault
+        hint = f"\n{fault.hint}" if getattr(fault, "hint", None) else ""
+        raise DatabaseError(f"{migration} failed and changed nothing: {explain(fault)}{hint}") from fault
     log.info("applied %s", migration, extra={"action": "migration_applied", "migration": str(migration)})
     return True
 

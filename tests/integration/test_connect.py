@@ -32,6 +32,22 @@ async def refusal(dsn: str, **settings: Any) -> str:
     return str(refused.value)
 
 
+async def test_a_connection_that_cannot_be_prepared_is_closed(
+    database: str, pool: asyncpg.Pool[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[asyncpg.Connection[Any]] = []
+
+    async def refuse(connection: asyncpg.Connection[Any], *_: object, **__: object) -> None:
+        made.append(connection)
+        raise asyncpg.InterfaceError("the server went away")
+
+    monkeypatch.setattr(asyncpg.Connection, "set_type_codec", refuse)
+
+    with pytest.raises(DatabaseError):
+        await connect(DatabaseSettings(), database, "tests")
+    assert [connection.is_closed() for connection in made] == [True]
+
+
 async def test_jsonb_is_python(pool: asyncpg.Pool[Any]) -> None:
     value = {"ünï": [1, 2.5, None, True]}
 

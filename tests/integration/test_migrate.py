@@ -460,6 +460,21 @@ async def test_a_failing_file_leaves_nothing_behind(connection: asyncpg.Connecti
     assert await pending(connection, known=[FIRST, SECOND]) == [SECOND]
 
 
+async def test_a_connection_that_is_lost_meanwhile_is_a_database_error(connection: asyncpg.Connection[Any]) -> None:
+    ended = replace(FIRST, sql="SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with pytest.raises(DatabaseError, match=r"the connection was lost while 001_one\.sql was applied: .*migrate$"):
+        await migrate(connection, known=[ended])
+
+
+async def test_a_network_that_breaks_meanwhile_is_a_database_error(connection: asyncpg.Connection[Any]) -> None:
+    connection.add_log_listener(lambda *_: connection.terminate())
+    broken = replace(FIRST, sql="DO $$ BEGIN RAISE WARNING 'now'; PERFORM pg_sleep(60); END $$")
+
+    with pytest.raises(DatabaseError, match=r"the connection was lost while 001_one\.sql was applied: .*migrate$"):
+        await migrate(connection, known=[broken])
+
+
 async def test_an_edited_file_is_refused(connection: asyncpg.Connection[Any]) -> None:
     await migrate(connection, known=[FIRST])
 
