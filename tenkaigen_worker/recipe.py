@@ -18,6 +18,7 @@ MIN_SIDE = 64
 MAX_SIDE = 4096
 MAX_PIXELS = 2048 * 2048
 SEEDS = 2**32
+WARM_UP_SIDE = 256
 
 VERSION = 1
 BASE_SCHEDULER = "base"
@@ -77,6 +78,26 @@ class Recipe:
             return cls(**{**data, "seeds": tuple(data["seeds"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a recipe of version {VERSION}: {error}") from error
+
+
+def warm_up(model: Model) -> Recipe:
+    """Resolve the smallest picture that uses every part of a model: it shows whether an engine works at all."""
+    return Recipe(
+        prompt="a grey square",
+        negative_prompt="",
+        style="",
+        width=WARM_UP_SIDE,
+        height=WARM_UP_SIDE,
+        mode="",
+        steps=1,
+        guidance_scale=1.0,
+        scheduler=BASE_SCHEDULER,
+        seeds=(0,),
+        backend=model.backend,
+        model=model.name,
+        revision=model.revision,
+        demo=model.demo,
+    )
 
 
 def apply_style(style: Style, text: str, negative: str | None) -> Prompt:

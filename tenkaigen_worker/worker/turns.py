@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
+from uuid import UUID
 
+from tenkaigen_worker.errors import EngineError
 from tenkaigen_worker.worker.in_hand import JobInHand
 
 # Pictures wait in memory until they are stored: past this many jobs, storage is slower than the engine.
 PUBLISHING_AT_MOST = 2
 
 
+# Different jobs that the engine failed in a row, before no other is risked on it.
+FAILURES_AT_MOST = 3
 # A job that was prepared ahead is given back when the engine is not free by then.
 START_WITHIN_SECONDS = 10.0
 
@@ -39,6 +43,18 @@ class EngineTurns:
         self._publishing: set[JobInHand] = set()
         self._changed = asyncio.Event()
         self._freed_at = monotonic()
+        self._failed: set[UUID] = set()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the engine may be given jobs: it has not just failed several different ones."""
+        return len(self._failed) < FAILURES_AT_MOST
+
+    async def prove(self, warm_up: Callable[[], Awaitable[None]]) -> None:
+        """Trust the engine again if ``warm_up``, alone at the engine, does not raise."""
+        async with self._engine:
+            await warm_up()
+        self._failed.clear()
 
     def may_claim(self) -> bool:
         """Whether a job claimed now would find the engine free, or nearly so."""
@@ -84,6 +100,10 @@ class EngineTurns:
             self._running = hand
             self.changed()
             yield
+            self._failed.clear()
+        except EngineError:
+            self._failed.add(hand.job.id)
+            raise
         finally:
             self._running = None
             self._freed_at = monotonic()

@@ -19,6 +19,7 @@ from uuid import UUID
 from tenkaigen_worker.config import WorkerSettings
 from tenkaigen_worker.errors import DatabaseError, EngineError
 from tenkaigen_worker.jobs import Job, Lease
+from tenkaigen_worker.recipe import warm_up
 from tenkaigen_worker.worker.in_hand import JobInHand
 from tenkaigen_worker.worker.run_job import run_job
 from tenkaigen_worker.worker.tools import Tools
@@ -29,7 +30,7 @@ log = logging.getLogger("tenkaigen.worker")
 
 # How long a loop waits before it goes on after the database failed it, in seconds.
 DATABASE_PAUSE = 1.0
-# How long until an engine that cannot load its model is tried again, in seconds.
+# How long until an engine that cannot be used is tried again, in seconds.
 ENGINE_PAUSE = 10.0
 # A drained queue has nothing that is due within the longest pause between two attempts.
 DRAIN_HORIZON = timedelta(minutes=7)
@@ -91,6 +92,7 @@ class Worker:
         """Why this worker is not ready to take jobs; empty when it is."""
         reasons = {
             "the engine is not loaded": self._tools.engine.info is None,
+            "the engine failed several jobs in a row": not self._turns.trusted,
             "the worker is stopping": self._stopping.is_set(),
         }
         return [reason for reason, holds in reasons.items() if holds]
@@ -112,19 +114,30 @@ class Worker:
                 await self._until_work_may_wait(listening=listening())
 
     async def _claim(self) -> Job | None:
-        """Take the next job, once the engine has its model: no job waits for a load, or is spoilt by one that fails."""
+        """Take the next job, once the engine has its model and is trusted: one sick GPU must not eat the queue."""
+        engine = self._tools.engine
         while not self._stopping.is_set():
             try:
-                if self._tools.engine.info is not None:
+                if engine.info is None:
+                    await unless(self._stopping, engine.start())
+                elif not self._turns.trusted:
+                    await unless(self._stopping, self._turns.prove(self._warm_up))
+                else:
                     return await self._tools.queue.claim()
-                await unless(self._stopping, self._tools.engine.start())
             except DatabaseError as error:
                 log.warning("%s", error, extra={"action": "claim_failed"})
                 await unless(self._stopping, asyncio.sleep(DATABASE_PAUSE))
             except EngineError as error:
-                log.error("The engine cannot load its model: %s", error, extra={"action": "engine_load_failed"})
+                log.error("The engine cannot be used: %s", error, extra={"action": "engine_unusable"})
                 await unless(self._stopping, asyncio.sleep(ENGINE_PAUSE))
         return None
+
+    async def _warm_up(self) -> None:
+        """Make a small picture that nobody waits for; raises ``EngineError`` when the engine cannot even do that."""
+        info = await self._tools.engine.start()
+        async for _ in self._tools.engine.generate(warm_up(info.model), on_step=lambda step: None):
+            pass
+        log.info("The engine works again", extra={"action": "engine_proven"})
 
     async def _due_soon(self) -> bool:
         """Whether a job is queued for now or, after a failed attempt, for a little later: draining waits for it."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import timedelta
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 
 from tenkaigen_worker.config import GenerationSettings, PluginSettings, WorkerSettings
-from tenkaigen_worker.engine.base import EngineInfo
+from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError
-from tenkaigen_worker.jobs import Heartbeat, Job, Lease, Progress
+from tenkaigen_worker.jobs import Failure, Heartbeat, Job, Lease, Progress, Status
 from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.plugin.manager import Plugins
-from tenkaigen_worker.recipe import Model
+from tenkaigen_worker.recipe import Model, Recipe, warm_up
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.worker import Worker
 
@@ -23,13 +24,15 @@ INFO = EngineInfo(Model("blank", "blank", None, 64, 64), "cpu", "none", 0)
 
 
 class EmptyQueue:
-    """No jobs; tells how often it was asked, and fails as often as it should."""
+    """Few jobs, or none; tells how often it was asked, and fails as often as it should."""
 
     def __init__(self) -> None:
         self.claims = 0
         self.failures = 0
         self.asked = asyncio.Event()
         self.later: list[bool] = []
+        self.jobs: list[Job] = []
+        self.failed: list[Lease] = []
 
     async def claim(self) -> Job | None:
         self.claims += 1
@@ -37,7 +40,11 @@ class EmptyQueue:
         if self.failures:
             self.failures -= 1
             raise DatabaseError("the database is away")
-        return None
+        return self.jobs.pop() if self.jobs else None
+
+    async def fail(self, lease: Lease, failure: Failure) -> Status | None:
+        self.failed.append(lease)
+        return Status.FAILED
 
     async def due_within(self, delay: timedelta) -> bool:
         return self.later.pop() if self.later else False
@@ -72,10 +79,39 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenkaigen_worker.worker.worker.ENGINE_PAUSE", 0)
 
 
+class SickEngine(StubbornEngine):
+    """Fails every job, and the first warm-ups; ``seen`` tells the one from the other, in order."""
+
+    def __init__(self, sick_warm_ups: int) -> None:
+        super().__init__()
+        self.sick_warm_ups = sick_warm_ups
+        self.seen: list[str] = []
+
+    async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
+        self.seen.append("warm-up" if recipe == warm_up(INFO.model) else "job")
+        if self.seen[-1] == "warm-up" and self.seen.count("warm-up") > self.sick_warm_ups:
+            return
+        raise EngineError(Code.ENGINE_CRASHED, "the GPU fell off the bus")
+        yield
+
+
+class NoStorage:
+    """Nothing was ever stored."""
+
+    async def list(self, prefix: str) -> list[str]:
+        return []
+
+
+def sample_job() -> Job:
+    return Job(Lease(uuid4(), 1), None, 1, 3, {"prompt": "A phoenix rising", "style": "Anime", "count": 1})
+
+
 def worker(queue: EmptyQueue, engine: StubbornEngine, *, drain: bool = False, poll: float = 0.001) -> Worker:
     plugins = Plugins.load(PluginSettings(paths=()))
-    tools = Tools(cast("Any", queue), cast("Any", engine), cast("Any", None), plugins, GenerationSettings(), Metrics())
-    return Worker(tools, WorkerSettings(poll_seconds=poll), drain=drain)
+    parts = cast("Any", (queue, engine, NoStorage()))
+    return Worker(
+        Tools(*parts, plugins, GenerationSettings(), Metrics()), WorkerSettings(poll_seconds=poll), drain=drain
+    )
 
 
 def deaf() -> bool:
@@ -147,3 +183,11 @@ async def test_a_heartbeat_that_breaks_ends_the_worker_loudly(
     with pytest.raises(ExceptionGroup) as group:
         await worker(queue, StubbornEngine(), poll=3600).run(listening=deaf)
     assert group.group_contains(RuntimeError, match="a bug")
+
+
+async def test_an_engine_that_fails_job_after_job_gets_no_more_until_it_is_proven(queue: EmptyQueue) -> None:
+    queue.jobs = [sample_job() for _ in range(5)]
+    engine = SickEngine(sick_warm_ups=2)
+    await worker(queue, engine, drain=True).run(listening=deaf)
+    assert engine.seen == ["job"] * 3 + ["warm-up"] * 3 + ["job"] * 2
+    assert len(queue.failed) == 5
