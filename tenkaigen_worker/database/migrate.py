@@ -151,8 +151,9 @@ async def _apply(connection: asyncpg.Connection, migration: Migration, known: Se
         if connection.is_closed():
             lost = f"the connection was lost while {migration} was applied: {explain(fault)}; run: tenkaigen migrate"
             raise DatabaseError(lost) from fault
-        hint = f"\n{fault.hint}" if getattr(fault, "hint", None) else ""
-        raise DatabaseError(f"{migration} failed and changed nothing: {explain(fault)}{hint}") from fault
+        hint = getattr(fault, "hint", None)
+        said = f"{explain(fault)}\n{hint}" if hint else explain(fault)
+        raise DatabaseError(f"{migration} failed and changed nothing: {said}") from fault
     log.info("applied %s", migration, extra={"action": "migration_applied", "migration": str(migration)})
     return True
 
