@@ -138,7 +138,7 @@ async def _nunchaku(settings: Settings) -> AsyncIterator[Finding]:
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
     from tenkaigen_worker.database.connect import open_pool, resolve_dsn
     from tenkaigen_worker.database.migrate import check_schema
-    from tenkaigen_worker.database.pooler import pooler_mode
+    from tenkaigen_worker.database.pooler import behind_transaction_pooler
 
     subject = "Postgres"
     try:
@@ -147,7 +147,9 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             await open_pool(settings.database, dsn, "tenkaigen doctor") as pool,
         ):
             version = await pool.fetchval("SHOW server_version")
-            yield Finding(subject, f"{version}, through {await pooler_mode(settings.database, dsn)}")
+            lent = await behind_transaction_pooler(settings.database, dsn)
+            way = "a pooler in transaction mode" if lent else "no pooler, or one in session mode"
+            yield Finding(subject, f"{version}, through {way}")
             subject = "Job table"
             await check_schema(pool)
             yield Finding(subject, "as this program needs it")

@@ -1,22 +1,13 @@
-"""Finds out whether a pooler stands between us and the server, and of which kind."""
+"""Finds out whether a pooler that lends connections per transaction stands between us and the server."""
 
 from __future__ import annotations
-
-from enum import StrEnum
 
 from tenkaigen_worker.config import DatabaseSettings
 from tenkaigen_worker.database.connect import connect
 from tenkaigen_worker.database.faults import database_faults
 
 
-class PoolerMode(StrEnum):
-    """How connections reach the server."""
-
-    NONE = "no pooler, or one in session mode"
-    TRANSACTION = "a pooler in transaction mode"
-
-
-async def pooler_mode(settings: DatabaseSettings, dsn: str) -> PoolerMode:
+async def behind_transaction_pooler(settings: DatabaseSettings, dsn: str) -> bool:
     """Ask the server which of its processes answers, over two connections that are both open.
 
     Two sessions have a process each; a pooler in transaction mode lends both the same idle one. Raises
@@ -32,4 +23,4 @@ async def pooler_mode(settings: DatabaseSettings, dsn: str) -> PoolerMode:
             await second.close()
     finally:
         await first.close()
-    return PoolerMode.TRANSACTION if len(pids) == 1 else PoolerMode.NONE
+    return len(pids) == 1

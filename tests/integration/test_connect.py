@@ -15,8 +15,10 @@ import pytest
 from pydantic import SecretStr
 
 from tenkaigen_worker.config import DatabaseSettings
+from tenkaigen_worker.database import pooler
 from tenkaigen_worker.database.address import parse_address
 from tenkaigen_worker.database.connect import connect, keep_alive, open_pool, resolve_dsn
+from tenkaigen_worker.database.pooler import behind_transaction_pooler
 from tenkaigen_worker.errors import DatabaseError
 
 PASSWORD = "k4ngaroo"
@@ -220,6 +222,18 @@ async def test_prepared_statements_stay_away_from_transaction_poolers(
         with pytest.raises(DatabaseError):
             await connect(DatabaseSettings(), f"postgresql://me@pooler.example:{port}/shop", "tests")
         assert asked.get("statement_cache_size") == size
+
+
+async def test_a_pooler_that_lends_connections_is_found_out(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not await behind_transaction_pooler(DatabaseSettings(), database)
+
+    lent = await connect(DatabaseSettings(), database, "tests")
+
+    async def lend(*_: object) -> asyncpg.Connection[Any]:
+        return lent
+
+    monkeypatch.setattr(pooler, "connect", lend)
+    assert await behind_transaction_pooler(DatabaseSettings(), database)
 
 
 def test_the_kernel_watches_tcp_connections() -> None:
