@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
@@ -57,7 +57,6 @@ class Wakeups:
         self._probe_channel = f"{CHANNEL}_probe_{uuid4().hex}"
         self._answered = asyncio.Event()
         self._proven = asyncio.Event()
-        self._stack = AsyncExitStack()
 
     @property
     def proven(self) -> bool:
@@ -69,14 +68,15 @@ class Wakeups:
         await self._proven.wait()
 
     async def __aenter__(self) -> Self:
-        task = asyncio.create_task(self._run(), name="wakeups")
-        self._stack.push_async_callback(_end, task)
+        self._task = asyncio.create_task(self._run(), name="wakeups")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
 
     async def _run(self) -> None:
         """Listen for ever: each session lasts until its connection is lost, then the next one begins."""
@@ -145,12 +145,6 @@ class Wakeups:
         elif word == "cancel":
             with suppress(ValueError):  # anyone may notify
                 self._on_cancel(UUID(job_id))
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 def _tell_failure(state: RetryCallState) -> None:
