@@ -56,7 +56,7 @@ class PostgresQueue:
                 [lease.job_id for lease in held],
                 [lease.token for lease in held],
                 [progress.stage for progress in held.values()],
-                [min(max(progress.fraction, 0.0), 1.0) for progress in held.values()],
+                [progress.fraction for progress in held.values()],
                 self._lease_seconds,
             )
         ours = {Lease(row["id"], row["lease_token"]): row["cancel_requested"] for row in rows}
