@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tenkaigen_worker.database.upkeep import expire_late, rescue_lost
 from tenkaigen_worker.errors import DatabaseError
-from tenkaigen_worker.jobs import Status
 
 if TYPE_CHECKING:
     import asyncpg
@@ -19,34 +17,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("tenkaigen.maintenance")
 
 
-@dataclass(frozen=True, slots=True)
-class Rescued:
-    """How many lost jobs were queued again, and how many ended."""
-
-    queued: int = 0
-    failed: int = 0
-    canceled: int = 0
-
-
-async def rescue(pool: asyncpg.Pool, lease_seconds: float) -> Rescued:
+async def rescue(pool: asyncpg.Pool, lease_seconds: float) -> None:
     """Take jobs from lost workers: back to the queue with a pause, or ended when no attempt is left."""
-    jobs = await rescue_lost(pool, lease_seconds)
-    for job in jobs:
+    for job in await rescue_lost(pool, lease_seconds):
         log.warning(
             "job %s was lost by worker %s in attempt %s of %s; it is %s now",
             *(job.id, job.worker_id, job.attempt, job.max_attempts, job.status),
             extra={"action": "job_rescued", "job_id": str(job.id), "status": job.status.value},
         )
-    statuses = [job.status for job in jobs]
-    return Rescued(*(statuses.count(status) for status in (Status.QUEUED, Status.FAILED, Status.CANCELED)))
 
 
-async def expire(pool: asyncpg.Pool) -> int:
-    """Fail the queued jobs that are past their ``expires_at``, and answer how many."""
-    late = await expire_late(pool)
-    for job_id in late:
+async def expire(pool: asyncpg.Pool) -> None:
+    """Fail the queued jobs that are past their ``expires_at``."""
+    for job_id in await expire_late(pool):
         log.info("job %s expired before it started", job_id, extra={"action": "job_expired", "job_id": str(job_id)})
-    return len(late)
 
 
 async def maintain(pool: asyncpg.Pool, settings: WorkerSettings) -> None:

@@ -13,9 +13,10 @@ from tenkaigen_worker import maintenance
 from tenkaigen_worker.config import WorkerSettings
 from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
+from tenkaigen_worker.database.upkeep import expire_late, rescue_lost
 from tenkaigen_worker.errors import DatabaseError
 from tenkaigen_worker.jobs import Completion, Status
-from tenkaigen_worker.maintenance import Rescued, expire, maintain, rescue
+from tenkaigen_worker.maintenance import expire, maintain, rescue
 
 LOSE_ALL = "UPDATE generation_jobs SET lease_expires_at = now() - interval '1 second' WHERE status = 'processing'"
 MAKE_DUE = "UPDATE generation_jobs SET run_at = now()"
@@ -31,15 +32,20 @@ def queue(pool: asyncpg.Pool[Any]) -> PostgresQueue:
     return PostgresQueue(pool, "worker-1", 60)
 
 
+async def rescued(pool: asyncpg.Pool[Any]) -> list[Status]:
+    """Take the lost jobs from their workers; answers what became of each."""
+    return [job.status for job in await rescue_lost(pool, 60)]
+
+
 async def test_a_lost_job_comes_back_until_no_attempt_is_left(
     pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue
 ) -> None:
     job = await submissions.submit({"prompt": "A phoenix", "max_attempts": 2})
     await queue.claim()
-    assert await rescue(pool, 60) == Rescued()  # the lease still holds
+    assert await rescued(pool) == []  # the lease still holds
 
     await pool.execute(LOSE_ALL)
-    assert await rescue(pool, 60) == Rescued(queued=1)
+    assert await rescued(pool) == [Status.QUEUED]
 
     waiting = await submissions.get(job.id)
     assert waiting is not None
@@ -47,12 +53,12 @@ async def test_a_lost_job_comes_back_until_no_attempt_is_left(
     assert (
         timedelta(seconds=3) < await pool.fetchval("SELECT run_at - now() FROM generation_jobs") < timedelta(seconds=7)
     )
-    assert await rescue(pool, 60) == Rescued()
+    assert await rescued(pool) == []
 
     await pool.execute(MAKE_DUE)
     await queue.claim()
     await pool.execute(LOSE_ALL)
-    assert await rescue(pool, 60) == Rescued(failed=1)
+    assert await rescued(pool) == [Status.FAILED]
 
     lost = await submissions.get(job.id)
     assert lost is not None
@@ -68,7 +74,7 @@ async def test_a_lost_job_that_shall_be_canceled_ends(
     await submissions.cancel(job.id)
     await pool.execute(LOSE_ALL)
 
-    assert await rescue(pool, 60) == Rescued(canceled=1)
+    assert await rescued(pool) == [Status.CANCELED]
 
 
 async def test_a_row_without_a_lease_is_rescued_a_lease_after_its_start(
@@ -79,7 +85,7 @@ async def test_a_row_without_a_lease_is_rescued_a_lease_after_its_start(
         "('just now', 'processing', now()), ('long ago', 'processing', now() - interval '61 seconds')"
     )
 
-    assert await rescue(pool, 60) == Rescued(queued=1)
+    assert await rescued(pool) == [Status.QUEUED]
 
     assert await pool.fetchval("SELECT prompt FROM generation_jobs WHERE status = 'queued'") == "long ago"
 
@@ -90,9 +96,9 @@ async def test_maintainers_share_the_work(pool: asyncpg.Pool[Any], queue: Postgr
         pass
     await pool.execute(LOSE_ALL)
 
-    rescued = await asyncio.gather(*(rescue(pool, 60) for _ in range(5)))
+    parts = await asyncio.gather(*(rescued(pool) for _ in range(5)))
 
-    assert sum(part.queued for part in rescued) == 50
+    assert sum(len(part) for part in parts) == 50
     assert await pool.fetchval("SELECT count(*) FROM generation_jobs WHERE status = 'queued'") == 50
 
 
@@ -106,7 +112,7 @@ async def test_a_row_that_its_worker_is_just_writing_is_left_alone(
 
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute("UPDATE generation_jobs SET progress = 1")
-        assert await rescue(pool, 60) == Rescued()
+        assert await rescued(pool) == []
 
     assert await queue.complete(job.lease, Completion((), {}, {}, 1))
 
@@ -131,8 +137,8 @@ async def test_queued_jobs_past_their_time_end(
     await submissions.submit({"prompt": "in time", "expires_at": now + timedelta(hours=1)})
     await submissions.submit({"prompt": "whenever"})
 
-    assert await expire(pool) == 1
-    assert await expire(pool) == 0
+    assert await expire_late(pool) == [late.id]
+    assert await expire_late(pool) == []
 
     ended = await submissions.get(late.id)
     assert ended is not None
@@ -140,17 +146,31 @@ async def test_queued_jobs_past_their_time_end(
     assert (await submissions.depth()).queued == 2
 
 
+async def test_what_was_rescued_and_what_expired_is_logged(
+    pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tenkaigen.maintenance")
+    lost = await submissions.submit({"prompt": "lost"})
+    await queue.claim()
+    await pool.execute(LOSE_ALL)
+    late = await submissions.submit({"prompt": "late", "expires_at": await pool.fetchval("SELECT now()")})
+
+    await rescue(pool, 60)
+    await expire(pool)
+
+    assert f"job {lost.id} was lost by worker worker-1 in attempt 1 of 3; it is queued now" in caplog.text
+    assert f"job {late.id} expired before it started" in caplog.text
+
+
 async def test_it_goes_on_after_an_outage_but_lets_workers_renew_first(
     pool: asyncpg.Pool[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    outcomes = iter([Rescued(), DatabaseError("away"), Rescued()])
+    outages = iter([None, DatabaseError("away"), None])
 
-    async def next_outcome(*_: object) -> Rescued:
-        outcome = next(outcomes)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+    async def next_outcome(*_: object) -> None:
+        if outage := next(outages):
+            raise outage
 
     async def note(seconds: float) -> None:
         pauses.append(seconds)
