@@ -31,7 +31,7 @@ class Submissions(Protocol):
     ) -> JobView:
         """Insert a row; the same key with the same hash answers the row that is there."""
 
-    async def get(self, job_id: UUID, user_id: UUID | None = None) -> JobView | None:
+    async def get(self, job_id: UUID) -> JobView | None:
         """One row, or ``None``."""
 
     async def cancel(self, job_id: UUID) -> JobView | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -31,19 +30,6 @@ ON CONFLICT (coalesce(user_id, '00000000-0000-0000-0000-000000000000'), idempote
     WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING {_VIEW}
 """
-
-# A value that its column cannot hold: the server's own class 22, and what asyncpg finds out before it sends.
-_UNFIT = (asyncpg.DataError, asyncpg.exceptions._base.DataError)
-_PLACE = re.compile(r"\$(\d+)")
-
-# What a submission may set; everything else is the queue's.
-SUBMITTABLE = frozenset(
-    {
-        *("prompt", "negative_prompt", "style", "mode", "width", "height", "seed", "steps", "guidance_scale", "count"),
-        *("loras", "franchise", "template", "template_variables", "reference", "mask", "strength", "metadata"),
-        *("priority", "run_at", "expires_at", "max_attempts", "webhook_url"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +73,22 @@ class Submissions:
         idempotency_key: str | None = None,
         request_hash: str | None = None,
     ) -> JobView:
-        """Queue a job; ``columns`` are column names of :data:`SUBMITTABLE` with their values.
+        """Queue a job; ``columns`` are those of a checked :class:`~tenkaigen_worker.request.Request`.
 
         The same key of the same user answers the job that is there. Raises ``ConflictError`` when that one came with
         another hash, ``InputError`` when a value breaks a rule of the table.
         """
-        if unknown := columns.keys() - SUBMITTABLE:
-            raise InputError.of([FieldProblem(name, "cannot be set here") for name in sorted(unknown)])
-
-        row = {
-            **{"prompt": None, **columns},
-            **{"user_id": user_id, "idempotency_key": idempotency_key, "request_hash": request_hash},
-        }
+        row = {**columns, "user_id": user_id, "idempotency_key": idempotency_key, "request_hash": request_hash}
         job = await self._insert(row)
         while job is None:
             # Somebody was first with this key; unless that job is deleted between the two statements, it is the answer.
             job = await self._earlier(user_id, idempotency_key, request_hash) or await self._insert(row)
         return job
 
-    async def get(self, job_id: UUID, user_id: UUID | None = None) -> JobView | None:
-        """One job; with ``user_id`` only if it is theirs."""
+    async def get(self, job_id: UUID) -> JobView | None:
+        """One job, or ``None``."""
         with database_faults(f"cannot read job {job_id}"):
-            row = await self._pool.fetchrow(QUERIES["get"], job_id, user_id)
+            row = await self._pool.fetchrow(QUERIES["get"], job_id)
         return _view(row) if row else None
 
     async def cancel(self, job_id: UUID) -> JobView | None:
@@ -133,6 +113,11 @@ class Submissions:
             )
         return job
 
+    async def ping(self) -> None:
+        """Ask the database for a sign of life: for probes, which come often, and need no counting."""
+        with database_faults("the database does not answer"):
+            await self._pool.execute("SELECT 1")
+
     async def depth(self) -> QueueDepth:
         """How many jobs wait and run now, and how long the oldest that is due has waited."""
         with database_faults("cannot count the queue"):
@@ -155,11 +140,11 @@ class Submissions:
 
     async def _insert(self, row: Mapping[str, Any]) -> JobView | None:
         """Insert a row, or answer ``None`` when its key is taken. What is not given keeps the table's default."""
-        given = {name: value for name, value in row.items() if value is not None or name == "prompt"}
+        given = {name: value for name, value in row.items() if value is not None}
         places = ", ".join(f"${number}" for number in range(1, len(given) + 1))
-        # Only names of SUBMITTABLE get here, so the text is ours.
+        # The names are the fields of a class of ours, the values go beside the text.
         query = f"INSERT INTO generation_jobs ({', '.join(given)}) VALUES ({places}) {_UNLESS_KEY_IS_TAKEN}"  # noqa: S608
-        return await self._write(query, *given.values(), names=tuple(given))
+        return await self._write(query, *given.values())
 
     async def _earlier(self, user_id: UUID | None, key: str | None, request_hash: str | None) -> JobView | None:
         with database_faults("cannot look for an earlier job"):
@@ -173,17 +158,13 @@ class Submissions:
             )
         return _view(row)
 
-    async def _write(self, query: str, *values: object, names: Sequence[str] = ()) -> JobView | None:
-        """Run a statement that inserts a row, and say in words which field it was refused for."""
+    async def _write(self, query: str, *values: object) -> JobView | None:
+        """Run a statement that inserts a row, and say in words which rule of the table it breaks."""
         with database_faults("cannot queue a job"):
             try:
                 row = await self._pool.fetchrow(query, *values)
             except asyncpg.CheckViolationError as broken:
                 raise await self._broken_rule(broken) from None
-            except asyncpg.ForeignKeyViolationError:
-                raise InputError.of([FieldProblem("user_id", "there is no such user")]) from None
-            except (asyncpg.NotNullViolationError, *_UNFIT) as unfit:
-                raise InputError.of([_unfit_problem(unfit, names)]) from None
         return _view(row) if row else None
 
     async def _broken_rule(self, broken: asyncpg.CheckViolationError) -> InputError:
@@ -191,16 +172,6 @@ class Submissions:
         if rule is None or rule["words"] is None:
             return InputError(f"the table refuses this job: {explain(broken)}")
         return InputError.of([FieldProblem(rule["field"], rule["words"])])
-
-
-def _unfit_problem(fault: Exception, names: Sequence[str]) -> FieldProblem:
-    """Which value has no place in its column; asyncpg counts them as ``$1``, ``$2``..."""
-    if isinstance(fault, asyncpg.NotNullViolationError):
-        return FieldProblem(fault.column_name or "request", "is missing")
-    place = _PLACE.search(str(fault))
-    if place and int(place[1]) <= len(names):
-        return FieldProblem(names[int(place[1]) - 1], str(fault).rpartition("(")[2].rstrip(")"))
-    return FieldProblem("request", f"holds a value that PostgreSQL cannot store: {explain(fault)}")
 
 
 def _view(row: asyncpg.Record) -> JobView:

@@ -2,7 +2,7 @@
 
 -- name: get
 -- Primary key.
-SELECT {columns} FROM generation_jobs WHERE id = $1 AND ($2::uuid IS NULL OR user_id = $2);
+SELECT {columns} FROM generation_jobs WHERE id = $1;
 
 -- name: by_key
 -- generation_jobs_idempotency_key.

@@ -20,7 +20,6 @@ from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.api.views import job_body, status_body
 from tenkaigen_worker.cli import COMMANDS, cli
 from tenkaigen_worker.config import ApiSettings, Settings
-from tenkaigen_worker.database.submissions import SUBMITTABLE
 from tenkaigen_worker.engine.messages import Message
 from tenkaigen_worker.errors import Code
 from tenkaigen_worker.jobs import FINAL, TRANSITIONS
@@ -278,7 +277,8 @@ def test_the_status_document_has_the_fields_it_shows() -> None:
 def test_every_column_that_a_user_sets_is_explained() -> None:
     text = section(API, "What you set")
     named = set(first_column(text, "column")) | {*NOT_YET} - {"variables"}
-    assert named == SUBMITTABLE | {"user_id", "idempotency_key", "cancel_requested_at"}
+    by_sql_only = {"priority", "max_attempts", "user_id", "idempotency_key", "cancel_requested_at"}
+    assert named == {*Request.model_fields, *NOT_YET} - {"variables"} | by_sql_only
     assert {*NOT_YET} - {"variables"} <= inline(text)
 
 
