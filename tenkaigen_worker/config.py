@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
@@ -24,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tenkaigen_worker.errors import ConfigError
+from tenkaigen_worker.names import nearest
 from tenkaigen_worker.settings_sources import DISAGREE, flatten, gather
 
 DEFAULT_FILE = Path("worker.yaml")
@@ -115,8 +115,8 @@ class GenerationSettings(Section):
     @model_validator(mode="after")
     def _default_is_a_mode(self) -> Self:
         if self.default_mode not in self.modes:
-            near = get_close_matches(self.default_mode, self.modes, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"there is {', '.join(self.modes) or 'none'}"
+            near = nearest(self.default_mode, self.modes)
+            advice = f"did you mean {near}?" if near else f"there is {', '.join(self.modes) or 'none'}"
             raise _disagree(f"no mode has this name; {advice}", "default_mode", "modes")
         return self
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
 from tenkaigen_worker.errors import Code, FieldProblem, InputError
-from tenkaigen_worker.plugin.names import find, unknown
+from tenkaigen_worker.names import find, unknown
 from tenkaigen_worker.plugin.types import check_characters
 from tenkaigen_worker.recipe import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SEEDS, SIDE_STEP
 

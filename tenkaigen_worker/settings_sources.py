@@ -7,15 +7,16 @@ import json
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from tenkaigen_worker.redact import has_password, mask_urls
-from tenkaigen_worker.settings_file import Document, Key, NotReadable, Problem, parse_value, read_document
+from tenkaigen_worker.errors import ConfigError
+from tenkaigen_worker.names import nearest
+from tenkaigen_worker.redact import mask_urls
+from tenkaigen_worker.yaml_lines import Document, Key, NotReadable, Problem, parse_value, read_document
 
 PREFIX = "TENKAIGEN_"
 SEPARATOR = "__"
@@ -116,7 +117,10 @@ def gather(model: type[BaseModel], file: Path | None, environ: Mapping[str, str]
 
     What spoils single values is collected in ``problems``. Raises ``ConfigError`` when the file cannot be read at all.
     """
-    document = read_document(file) if file else Document({}, {}, ())
+    try:
+        document = read_document(file) if file else Document({}, {}, ())
+    except NotReadable as error:
+        raise ConfigError(f"{file}:{error.line}: {error}" if error.line else f"{file}: {error}") from None
     values = copy.deepcopy(dict(document.values))
     problems = [*document.problems, *_secrets_in_file(model, document)]
     _fill_empty_sections(model, values)
@@ -169,8 +173,8 @@ def _unknown_variable(name: str, names: Iterable[str]) -> str:
     inside = [known for known in names if known.startswith(name + SEPARATOR)]
     if inside:
         return f"is a section; set its keys one by one, such as {inside[0]}"
-    near = get_close_matches(name.removeprefix(PREFIX).upper(), rest, n=1, cutoff=0.5)
-    advice = f"did you mean {rest[near[0]]}?" if near else "`tenkaigen config` lists what can be set"
+    near = nearest(name.removeprefix(PREFIX), rest, cutoff=0.5)
+    advice = f"did you mean {rest[near]}?" if near else "`tenkaigen config` lists what can be set"
     return f"unknown variable; {advice}"
 
 
@@ -179,7 +183,7 @@ def _secrets_in_file(model: type[BaseModel], document: Document) -> Iterator[Pro
         value = _get(document.values, key)
         if _plain(kind)[0] is not SecretStr or not isinstance(value, str):
             continue
-        if value != "embedded" and ("://" not in value or has_password(value)):
+        if value != "embedded" and ("://" not in value or mask_urls(value) != value):
             yield Problem(document.lines[key], key, f"a secret has no place in a file; set {variable(key)} instead")
 
 
@@ -243,9 +247,9 @@ def _advice(key: Key, model: type[BaseModel]) -> str:
     """Name the nearest right key: a neighbour, or the same word in another section, or all that there are."""
     section = _model_at(model, key[:-1])
     known = list(section.model_fields) if section else []
-    near = get_close_matches(key[-1], known, n=1)
+    near = nearest(key[-1], known)
     if near:
-        return f"did you mean {'.'.join((*key[:-1], near[0]))}?"
+        return f"did you mean {'.'.join((*key[:-1], near))}?"
     elsewhere = [".".join(leaf) for leaf, _ in _leaves(model) if leaf[-1] == key[-1]]
     if elsewhere:
         return f"did you mean {elsewhere[0]}?"

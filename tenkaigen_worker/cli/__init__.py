@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
 import click
 
 from tenkaigen_worker import __version__
 from tenkaigen_worker.errors import TenkaigenError
+from tenkaigen_worker.names import nearest
 
 # Where each command lives. A command's module is imported only when it is called: `--help` stays quick.
 COMMANDS = {
@@ -52,9 +52,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Suggest the nearest command for one that does not exist."""
-        near = get_close_matches(args[0], COMMANDS, n=1)
+        near = nearest(args[0], COMMANDS)
         if near and args[0] not in COMMANDS:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean {near[0]}?")
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {near}?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -50,13 +50,12 @@ def _values(loaded: Loaded) -> dict[str, Any]:
     """Every setting by its dotted key, as plain JSON values; of a secret URL only where it points."""
     from pydantic import SecretStr
 
-    from tenkaigen_worker.redact import without_password
+    from tenkaigen_worker.redact import mask_urls
     from tenkaigen_worker.settings_sources import flatten
 
     def plain(value: Any) -> Any:
         if isinstance(value, SecretStr):
-            secret = value.get_secret_value()
-            return secret if secret == "embedded" else without_password(secret)  # noqa: S105
+            return mask_urls(value.get_secret_value())
         if isinstance(value, tuple):
             return [plain(item) for item in value]
         return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from tenkaigen_worker.names import suggest
 from tenkaigen_worker.plugin.hookspecs import hookimpl
-from tenkaigen_worker.plugin.names import suggest
-from tenkaigen_worker.plugin.problems import BrokenPlugin, Problem, describe_error
+from tenkaigen_worker.plugin.problems import BrokenPlugin, Problem
 from tenkaigen_worker.plugin.types import PLACEHOLDER, Style, check_name, check_template, check_words
+from tenkaigen_worker.yaml_lines import NotReadable, read_document
 
 
 class StyleFile(BaseModel):
@@ -30,16 +30,20 @@ class StyleFile(BaseModel):
 
 def read_style(file: Path) -> Style:
     """Read one style file; raises :class:`BrokenPlugin` with all that is wrong with it."""
-    data, lines = _read_yaml(file)
     try:
-        return Style(**StyleFile.model_validate(data).model_dump(), origin=str(file))
+        document = read_document(file)
+    except NotReadable as error:
+        raise BrokenPlugin([Problem(str(file), error.line or None, str(error))]) from None
+    if document.problems:
+        raise BrokenPlugin([Problem(str(file), wrong.line, str(wrong)) for wrong in document.problems])
+    try:
+        return Style(**StyleFile.model_validate(document.values).model_dump(), origin=str(file))
     except ValidationError as error:
         problems = []
         for wrong in error.errors(include_url=False):
             key = str(wrong["loc"][0])
-            problems.append(
-                Problem(str(file), lines.get(key), _explain(key, wrong["type"], wrong["input"], wrong["msg"]))
-            )
+            text = _explain(key, wrong["type"], wrong["input"], wrong["msg"])
+            problems.append(Problem(str(file), document.lines.get((key,)), text))
         raise BrokenPlugin(problems) from None
 
 
@@ -55,37 +59,6 @@ def _explain(key: str, kind: str, value: object, text: str) -> str:
     if kind == "bool_type":
         return f"{key} must be true or false, not {value!r}"
     return f"{key}: {text.removeprefix('Value error, ')}"
-
-
-def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Read a YAML mapping, and the line of each of its keys."""
-    try:
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        data = None if node is None else loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        hint = "; text with braces or colons needs quotes" if mark else ""
-        line = mark.line + 1 if mark else None
-        raise BrokenPlugin([Problem(str(file), line, f"this is not YAML: {error.problem}{hint}")]) from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise BrokenPlugin([Problem(str(file), None, f"cannot be read: {describe_error(error)}")]) from None
-
-    if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
-        message = "a style file has lines such as 'name: Anime'; this one " + (
-            "is empty" if node is None else "has none"
-        )
-        raise BrokenPlugin([Problem(str(file), None, message)])
-
-    lines: dict[str, int] = {}
-    for key, _ in node.value:
-        line = key.start_mark.line + 1
-        if key.value in lines:
-            raise BrokenPlugin(
-                [Problem(str(file), line, f"{key.value} stands here twice, first on line {lines[key.value]}")]
-            )
-        lines[str(key.value)] = line
-    return {str(key): value for key, value in data.items()}, lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from types import ModuleType
 
 import pluggy
 
+from tenkaigen_worker.names import suggest
 from tenkaigen_worker.plugin import hookspecs
-from tenkaigen_worker.plugin.names import suggest
 from tenkaigen_worker.plugin.problems import Problem, problem_of
 
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})

@@ -12,11 +12,11 @@ from pluggy import HookImpl
 
 from tenkaigen_worker.config import PluginSettings
 from tenkaigen_worker.errors import Code, FieldProblem, InfrastructureError, InputError, PluginError
+from tenkaigen_worker.names import fold, unknown
 from tenkaigen_worker.plugin import hookspecs
 from tenkaigen_worker.plugin.calls import Caller, HookFailed
 from tenkaigen_worker.plugin.catalog import Catalog
 from tenkaigen_worker.plugin.discovery import HOOKS, Found, check_hooks, discover, source_problems, style_files
-from tenkaigen_worker.plugin.names import fold, unknown
 from tenkaigen_worker.plugin.problems import Problem, describe_error, problem_of
 from tenkaigen_worker.plugin.types import FinishedJob, PictureInfo, Prompt, Refused, Style
 from tenkaigen_worker.resources import shipped

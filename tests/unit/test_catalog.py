@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tenkaigen_worker.names import find, fold, unknown
 from tenkaigen_worker.plugin import Style
 from tenkaigen_worker.plugin import catalog as catalog_module
 from tenkaigen_worker.plugin.catalog import Catalog, read_style
-from tenkaigen_worker.plugin.names import find, fold, unknown
 from tenkaigen_worker.plugin.problems import BrokenPlugin
 from tenkaigen_worker.resources import shipped
 
@@ -64,15 +64,15 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        ("", None, "this one is empty"),
-        ("- name: Neon\n", None, "lines such as 'name: Anime'"),
-        ("just words", None, "lines such as 'name: Anime'"),
+        ("", None, "name is missing: a style needs at least a name, as in 'name: Anime'"),
+        ("- name: Neon\n", 1, "keys with values, such as `key: value`"),
+        ("just words", 1, "keys with values, such as `key: value`"),
         ("description: x\n", None, "name is missing"),
         ("name: Neon\npromt: x\n", 2, "unknown key 'promt'; did you mean prompt? The keys are: name, description"),
         ("name: Neon\n1: x\n", 2, "unknown key '1'"),
         ("name: 1990\n", 1, "name must be text: put it in quotes"),
         ("name: Neon\nprompt: {prompt}\n", 2, "prompt must be text: put it in quotes"),
-        ("name: Neon\nprompt: {prompt}, neon\n", 2, "this is not YAML"),
+        ("name: Neon\nprompt: {prompt}, neon\n", 2, "not valid YAML"),
         ("name: Neon\nprompt: {prompt}, neon\n", 2, "needs quotes"),
         ("name: Neon\ndescription: Retro: new\n", 2, "needs quotes"),
         ("name: Neon\nreplaces: 'yes'\n", 2, "replaces must be true or false, not 'yes'"),
@@ -85,12 +85,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
         ("name: '--'\n", 1, "needs a letter or a digit"),
         ('name: "a\\nb"\n', 1, "one line of at most 64 characters"),
         (f"name: {'x' * 65}\n", 1, "one line of at most 64 characters"),
-        ("name: Neon\nname: Tube\n", 2, "name stands here twice, first on line 1"),
-        ("name: 2026-99-99\n", None, "cannot be read"),
-        ("name: a\n---\nname: b\n", 2, "this is not YAML"),
-        ("? [a]\n: b\n", 1, "this is not YAML"),
-        ("name: !!python/object/apply:os.system [ls]\n", 1, "this is not YAML"),
-        ("[" * 2000, None, "cannot be read"),
+        ("name: Neon\nname: Tube\n", 2, "name: given twice; it is on line 1 already"),
+        ("name: 2026-99-99\n", 1, "name: cannot be read; if it is text, put it in quotes"),
+        ("name: a\n---\nname: b\n", 2, "not valid YAML"),
+        ("? [a]\n: b\n", 1, "a key must be a plain word"),
+        ("name: !!python/object/apply:os.system [ls]\n", 1, "name must be text"),
+        ("name: !!python/name:os.system x\n", 1, "name: cannot be read"),
+        ("name: &a [x]\nprompt: [*a, *a]\n", 2, "aliases (*name) are not used here"),
+        ("[" * 5000, 1, "nested too deeply"),
     ],
     ids=lambda value: ascii(value)[:40],
 )
@@ -124,7 +126,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     file = tmp_path / "neon.yaml"
     file.write_bytes(b"name: \xff\xfe\n")
 
-    with pytest.raises(BrokenPlugin, match="cannot be read"):
+    with pytest.raises(BrokenPlugin, match="1: byte 0xff is not UTF-8"):
         read_style(file)
 
 
@@ -134,7 +136,7 @@ def test_a_dangling_link(tmp_path: Path) -> None:
 
     catalog = Catalog(lambda: [file])
 
-    assert "No such file" in catalog.problems[0].message
+    assert "no such file" in catalog.problems[0].message
 
 
 def test_a_style_made_in_python_keeps_the_same_rules() -> None:

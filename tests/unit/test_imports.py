@@ -17,8 +17,8 @@ PACKAGE = Path(tenkaigen_worker.__file__).parent
 # From the ground up. A module may import from its own room and from rows below; rooms of one row are strangers, but
 # for the rows of friends.
 LAYERS = (
-    {"errors", "resources", "redact"},
-    {"jobs", "settings_sources", "settings_file", "config"},
+    {"errors", "resources", "redact", "names"},
+    {"jobs", "settings_sources", "yaml_lines", "config"},
     {"logs", "metrics"},
     {"plugin", "database", "storage"},
     {"recipe", "request", "images"},
@@ -28,8 +28,8 @@ LAYERS = (
     {"cli", "__main__"},
 )
 ROWS_OF_FRIENDS = (
-    {"errors", "resources", "redact"},
-    {"jobs", "settings_sources", "settings_file", "config"},
+    {"errors", "resources", "redact", "names"},
+    {"jobs", "settings_sources", "yaml_lines", "config"},
     {"recipe", "request", "images"},
     {"cli", "__main__"},
 )

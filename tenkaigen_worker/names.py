@@ -1,4 +1,4 @@
-"""How names are compared: ``line_art``, ``Line-Art`` and ``LINE ART`` are one name."""
+"""How names are compared, and which one was meant: ``line_art``, ``Line-Art`` and ``LINE ART`` are one name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ def find(name: str, names: Iterable[str]) -> str | None:
     return next((known for known in names if fold(known) == wanted), None)
 
 
+def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Find the one of ``names`` that was probably meant; ``cutoff`` is difflib's, from 0 to 1."""
+    folded = {fold(known): known for known in names}
+    near = get_close_matches(fold(name[:200]), folded, n=1, cutoff=cutoff)
+    return folded[near[0]] if near else None
+
+
 def suggest(name: str, names: Iterable[str]) -> str:
     """Say ``did you mean ...?`` with a leading space when one of ``names`` is near, else nothing."""
-    folded = {fold(known): known for known in names}
-    near = get_close_matches(fold(name[:200]), folded, n=1)
-    return f" did you mean {folded[near[0]]}?" if near else ""
+    near = nearest(name, names)
+    return f" did you mean {near}?" if near else ""
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:

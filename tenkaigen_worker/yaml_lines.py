@@ -9,10 +9,8 @@ from typing import Any
 
 import yaml
 
-from tenkaigen_worker.errors import ConfigError
-
 Key = tuple[str, ...]
-"""Where a setting stands: ``("engine", "backend")``. An item of a list is named by its number."""
+"""Where a value stands: ``("engine", "backend")``. An item of a list is named by its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +39,14 @@ class Document:
 
 
 class NotReadable(Exception):
-    """The text is no YAML that settings could be read from; ``line`` is counted from 1."""
+    """A text is no YAML that can be used here; ``line`` is counted from 1, 0 stands for the whole file."""
 
-    def __init__(self, text: str, *, line: int) -> None:
+    def __init__(self, text: str, *, line: int = 0) -> None:
         super().__init__(text)
         self.line = line
+
+
+_SYNTAX = (yaml.scanner.ScannerError, yaml.parser.ParserError)
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,37 +60,24 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_document(path: Path) -> Document:
-    """Read a file whose top level is a mapping; an empty file is an empty mapping.
-
-    Raises :class:`~tenkaigen_worker.errors.ConfigError` with file and line.
-    """
+    """Read a file whose top level is a mapping, or raise :class:`NotReadable`; an empty file is an empty mapping."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        raise NotReadable("no such file") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise NotReadable(f"cannot be read: {error.strerror}") from None
 
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+        raise NotReadable(f"byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8", line=line) from None
 
-    try:
-        return parse_document(text)
-    except NotReadable as error:
-        raise ConfigError(f"{path}:{error.line}: {error}") from None
-
-
-def parse_document(text: str) -> Document:
-    """Take a YAML text apart whose top level is a mapping, or raise :class:`NotReadable`."""
     builder = _Builder()
     values = builder.read(text)
     if not isinstance(values, dict | None):
-        raise NotReadable("the top level must be sections, such as `engine:`", line=builder.lines[()])
+        raise NotReadable("the top level must be keys with values, such as `key: value`", line=builder.lines[()])
     return Document(values or {}, builder.lines, tuple(builder.problems))
 
 
@@ -119,7 +107,8 @@ class _Builder:
             mark = error.problem_mark or error.context_mark
             # The error's own text quotes the line, and the line may hold a password: only its words are used.
             words = ", ".join(filter(None, (error.context, error.problem)))
-            raise NotReadable(f"not valid YAML: {words}", line=mark.line + 1 if mark else 1) from None
+            hint = "; text with braces or colons needs quotes" if isinstance(error, _SYNTAX) else ""
+            raise NotReadable(f"not valid YAML: {words}{hint}", line=mark.line + 1 if mark else 1) from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             raise NotReadable(f"character U+{error.character:04X} is not allowed in YAML", line=line) from None
