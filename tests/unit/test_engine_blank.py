@@ -285,6 +285,7 @@ async def test_a_child_killed_in_the_middle_of_a_frame_is_told_by_its_signal(
 
 
 async def test_a_child_that_died_idle_is_replaced(engine: EngineProcess, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tenkaigen.engine")
     await engine.start()
     pid = engine.pid
     assert pid is not None
