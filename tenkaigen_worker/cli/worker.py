@@ -78,6 +78,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
 
         worker = Worker(tools, settings.worker, drain=drain)
 
+        submissions = Submissions(pool)
         port = settings.worker.health_port
         if port is not None:
             endpoint = health_endpoint(
@@ -86,7 +87,8 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
                 problems=worker.problems,
                 engine=engine,
                 metrics=tools.metrics,
-                depth=Submissions(pool).depth,
+                ping=submissions.ping,
+                depth=submissions.depth,
             )
             await stack.enter_async_context(endpoint)
         await engine.start()

@@ -22,12 +22,13 @@ async def health_endpoint(
     problems: Callable[[], list[str]],
     engine: Engine,
     metrics: Metrics,
+    ping: Callable[[], Awaitable[None]],
     depth: Callable[[], Awaitable[QueueDepth]],
 ) -> AsyncIterator[str]:
     """Serve ``/healthz``, ``/readyz`` and ``/metrics`` while the block runs; yields the base URL.
 
-    ``/readyz`` is 503 with the reasons while ``problems`` names any, or while the database cannot be asked for the
-    queue's ``depth``, which ``/metrics`` shows. Raises
+    ``/readyz`` is 503 with the reasons while ``problems`` names any, or while ``ping`` does not reach the database;
+    ``/metrics`` shows the queue's ``depth``. Raises
     :class:`~tenkaigen_worker.errors.ConfigError` when the port is taken.
     """
 
@@ -37,7 +38,7 @@ async def health_endpoint(
     async def readyz(_: web.Request) -> web.Response:
         reasons = problems()
         try:
-            await depth()
+            await ping()
         except DatabaseError as error:
             reasons.append(str(error))
         body = {"status": "not ready" if reasons else "ready", "problems": reasons, "engine": _describe(engine)}
