@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
-from tenkaigen_worker.jobs import JobView, Status
+from tenkaigen_worker.jobs import Job, JobView, Lease, Status
 
 NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 QUEUED = JobView(
@@ -32,3 +33,18 @@ QUEUED = JobView(
     started_at=None,
     completed_at=None,
 )
+
+
+class Clock:
+    """Time in seconds that stands still until a test moves it."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def claimed(token: int = 1, **columns: Any) -> Job:
+    """Make a claimed row of some user."""
+    asked = {"prompt": "A phoenix rising", "style": "Anime", "count": 1, **columns}
+    return Job(Lease(uuid4(), token), UUID(int=7), 1, 3, asked)

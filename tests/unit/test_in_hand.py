@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 import pytest
 
 from tenkaigen_worker.engine.base import Step
-from tenkaigen_worker.jobs import Job, Lease
 from tenkaigen_worker.worker.in_hand import JobInHand
-
-
-class Clock:
-    """Time that stands still until a test moves it."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.examples import Clock, claimed
 
 
 @pytest.fixture
@@ -27,8 +16,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def hand(clock: Clock) -> JobInHand:
-    job = Job(Lease(UUID(int=1), 1), None, 1, 3, {})
-    return JobInHand(job, on_change=lambda: None, clock=clock)
+    return JobInHand(claimed(), on_change=lambda: None, clock=clock)
 
 
 def test_encoding_is_no_progress_and_tells_nothing_about_the_rest(hand: JobInHand, clock: Clock) -> None:

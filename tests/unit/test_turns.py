@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from uuid import uuid4
 
 import pytest
 
 from tenkaigen_worker.engine.base import Step
-from tenkaigen_worker.jobs import Job, Lease
 from tenkaigen_worker.worker.in_hand import JobInHand
 from tenkaigen_worker.worker.turns import PUBLISHING_AT_MOST, EngineTurns
-
-
-class Clock:
-    """A clock that a test moves by hand, in seconds."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.examples import Clock, claimed
 
 
 @pytest.fixture
@@ -31,8 +21,7 @@ def clock() -> Clock:
 @pytest.fixture
 def claim(clock: Clock) -> Callable[[], JobInHand]:
     def make() -> JobInHand:
-        job = Job(Lease(uuid4(), 1), None, 1, 3, {})
-        return JobInHand(job, on_change=lambda: None, clock=clock)
+        return JobInHand(claimed(), on_change=lambda: None, clock=clock)
 
     return make
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import timedelta
 from typing import Any, cast
-from uuid import uuid4
 
 import pytest
 
@@ -19,6 +18,7 @@ from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model, Recipe, warm_up
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.worker import Worker
+from tests.unit.examples import claimed
 
 INFO = EngineInfo(Model("blank", "blank", None, 64, 64), "cpu", "none", 0)
 
@@ -102,10 +102,6 @@ class NoStorage:
         return []
 
 
-def sample_job() -> Job:
-    return Job(Lease(uuid4(), 1), None, 1, 3, {"prompt": "A phoenix rising", "style": "Anime", "count": 1})
-
-
 def worker(queue: EmptyQueue, engine: StubbornEngine, *, drain: bool = False, poll: float = 0.001) -> Worker:
     plugins = Plugins.load(PluginSettings(paths=()))
     parts = cast("Any", (queue, engine, NoStorage()))
@@ -186,7 +182,7 @@ async def test_a_heartbeat_that_breaks_ends_the_worker_loudly(
 
 
 async def test_an_engine_that_fails_job_after_job_gets_no_more_until_it_is_proven(queue: EmptyQueue) -> None:
-    queue.jobs = [sample_job() for _ in range(5)]
+    queue.jobs = [claimed() for _ in range(5)]
     engine = SickEngine(sick_warm_ups=2)
     await worker(queue, engine, drain=True).run(listening=deaf)
     assert engine.seen == ["job"] * 3 + ["warm-up"] * 3 + ["job"] * 2
