@@ -132,6 +132,7 @@ class WorkerSettings(Section):
     prefetch_seconds: Annotated[float, Field(ge=0, le=600)] = 3
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     rescue_seconds: Seconds = 10
+    publish_seconds: Seconds = 3600
     health_host: Text = "127.0.0.1"
     health_port: Port | None = 8081
 

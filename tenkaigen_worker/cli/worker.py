@@ -58,6 +58,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.storage.factory import make_storage
     from tenkaigen_worker.worker.health import health_endpoint
+    from tenkaigen_worker.worker.spool import Spool
     from tenkaigen_worker.worker.tools import Tools
     from tenkaigen_worker.worker.worker import Worker
 
@@ -71,10 +72,12 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
 
         storage = make_storage(settings)
         stack.push_async_callback(storage.close)
+        spool = Spool(settings.state_dir / "spool", storage, settings.worker.publish_seconds)
+        spool.check()
         engine = EngineProcess(settings.engine)
         stack.push_async_callback(engine.stop)
         queue = PostgresQueue(pool, worker_id, settings.worker.lease_seconds)
-        tools = Tools(queue, engine, storage, plugins, settings.generation, Metrics())
+        tools = Tools(queue, engine, storage, spool, plugins, settings.generation, Metrics())
 
         worker = Worker(tools, settings.worker, drain=drain)
 

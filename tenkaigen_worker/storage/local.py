@@ -203,4 +203,4 @@ def _explained(path: Path) -> Iterator[None]:
             advice = "give this user the right to write there, or set storage.local.path to another folder"
         else:
             advice = "check this folder, or set storage.local.path to another one"
-        raise StorageError(f"{path}: {reason}: {advice}", permanent=error.errno in _FORBIDDEN) from error
+        raise StorageError(f"{path}: {reason}: {advice}") from error

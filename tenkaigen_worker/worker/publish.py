@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+from dataclasses import replace
 
 from PIL import Image
 
 from tenkaigen_worker.engine.base import Picture
-from tenkaigen_worker.errors import Code, InfrastructureError, StorageError
 from tenkaigen_worker.images import encode_png
 from tenkaigen_worker.jobs import Job, Output
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.plugin.types import PictureInfo
 from tenkaigen_worker.recipe import Recipe
+from tenkaigen_worker.worker.spool import SpoolFile
 from tenkaigen_worker.worker.tools import Tools
+from tenkaigen_worker.worker.waiting import in_thread
 
 # Jobs that belong to nobody share a folder.
 NOBODY = "anonymous"
@@ -33,27 +34,25 @@ def attempt_prefix(job: Job) -> str:
 async def publish(picture: Picture, recipe: Recipe, job: Job, tools: Tools) -> Output:
     """Post-process, encode and store one picture.
 
-    Raises :class:`~tenkaigen_worker.errors.InfrastructureError` with code ``upload_failed`` when storage refuses it.
+    Raises :class:`~tenkaigen_worker.errors.InfrastructureError` with code ``upload_failed`` when it can be kept neither
+    in the spool nor in storage.
     """
     image = await post_process(picture, recipe, tools.plugins)
-    png, digest = await asyncio.to_thread(_encode, image, recipe, picture)
-
-    key = f"{attempt_prefix(job)}{picture.index}-{digest[:12]}.png"
-    try:
-        url = await tools.storage.put(key, png, content_type="image/png")
-    except StorageError as error:
-        raise InfrastructureError(Code.UPLOAD_FAILED, f"The picture could not be stored: {error}") from error
-
-    return Output(
-        index=picture.index,
-        key=key,
-        url=url,
-        width=image.width,
-        height=image.height,
-        bytes=len(png),
-        sha256=digest,
-        seed=picture.seed,
-    )
+    with tools.spool.file() as file:
+        size, digest = await in_thread(_encode, image, recipe, picture.seed, file)
+        output = Output(
+            index=picture.index,
+            key=f"{attempt_prefix(job)}{picture.index}-{digest[:12]}.png",
+            url="",
+            width=image.width,
+            height=image.height,
+            bytes=size,
+            sha256=digest,
+            seed=picture.seed,
+        )
+        # Storage may be away for an hour, and the pixels would be in memory all the while.
+        del picture, image
+        return replace(output, url=await tools.spool.upload(file, output.key, job))
 
 
 async def post_process(picture: Picture, recipe: Recipe, plugins: Plugins) -> Image.Image:
@@ -63,6 +62,8 @@ async def post_process(picture: Picture, recipe: Recipe, plugins: Plugins) -> Im
     return await plugins.process_image(image, info)
 
 
-def _encode(image: Image.Image, recipe: Recipe, picture: Picture) -> tuple[bytes, str]:
-    png = encode_png(image, recipe, seed=picture.seed)
-    return png, hashlib.sha256(png).hexdigest()
+def _encode(image: Image.Image, recipe: Recipe, seed: int, file: SpoolFile) -> tuple[int, str]:
+    """Write the PNG into the spool; answers its size in bytes and its SHA-256."""
+    png = encode_png(image, recipe, seed=seed)
+    file.write(png)
+    return len(png), hashlib.sha256(png).hexdigest()

@@ -10,6 +10,7 @@ from tenkaigen_worker.jobs import Queue
 from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.base import Storage
+from tenkaigen_worker.worker.spool import Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Tools:
     queue: Queue
     engine: Engine
     storage: Storage
+    spool: Spool
     plugins: Plugins
     generation: GenerationSettings
     metrics: Metrics

@@ -11,7 +11,7 @@ from uuid import UUID
 from tenkaigen_worker.errors import EngineError
 from tenkaigen_worker.worker.in_hand import JobInHand
 
-# Pictures wait in memory until they are stored: past this many jobs, storage is slower than the engine.
+# Pictures wait in the spool until they are stored: past this many jobs, storage is slower than the engine.
 PUBLISHING_AT_MOST = 2
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from tenacity import wait_none
+from tenacity import wait_fixed, wait_none
 
 from tenkaigen_worker.config import GenerationSettings, PluginSettings
 from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
@@ -20,6 +21,7 @@ from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model, Recipe
 from tenkaigen_worker.worker.in_hand import JobInHand
 from tenkaigen_worker.worker.run_job import run_job
+from tenkaigen_worker.worker.spool import Spool
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.turns import EngineTurns
 
@@ -78,9 +80,11 @@ class FakeStorage:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.error: StorageError | None = None
+        self.refused = asyncio.Event()
 
     async def put(self, key: str, data: bytes, *, content_type: str) -> str:
         if self.error:
+            self.refused.set()
             raise self.error
         self.files[key] = data
         return f"http://files/{key}"
@@ -142,8 +146,10 @@ async def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def tools(queue: FakeQueue, storage: FakeStorage, engine: FakeEngine) -> Tools:
-    return Tools(queue, engine, storage, Plugins.load(PluginSettings(paths=())), GenerationSettings(), Metrics())
+def tools(queue: FakeQueue, storage: FakeStorage, engine: FakeEngine, tmp_path: Path) -> Tools:
+    plugins = Plugins.load(PluginSettings(paths=()))
+    spool = Spool(tmp_path / "spool", storage, patience_seconds=60)
+    return Tools(queue, engine, storage, spool, plugins, GenerationSettings(), Metrics())
 
 
 def job(token: int = 1, **columns: Any) -> Job:
@@ -193,8 +199,10 @@ async def test_an_engine_that_fails_is_a_failure_that_may_be_retried(
     assert not storage.files, "the first picture was stored already, and no row will ever name it"
 
 
-async def test_storage_that_refuses_fails_the_attempt(queue: FakeQueue, storage: FakeStorage, tools: Tools) -> None:
-    storage.error = StorageError("the bucket is gone")
+async def test_storage_that_refuses_for_good_fails_the_attempt(
+    queue: FakeQueue, storage: FakeStorage, tools: Tools
+) -> None:
+    storage.error = StorageError("the bucket is gone", permanent=True)
     await run(job(), tools)
 
     ((kind, failure),) = queue.outcomes
@@ -229,6 +237,23 @@ async def test_a_stopped_job_ends_in_the_middle_and_leaves_no_file(
     await running
     assert queue.outcomes == ([] if lost else [("canceled", None)])
     assert not storage.files
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["canceled", "lease lost"])
+async def test_a_job_that_waits_for_storage_ends_at_once(
+    lost: bool, queue: FakeQueue, storage: FakeStorage, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenkaigen_worker.worker.spool.BETWEEN_UPLOADS", wait_fixed(3600))
+    storage.error = StorageError("the bucket is away")
+    hand = JobInHand(job(count=2), on_change=lambda: None)
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    turns.expect(hand)
+    running = asyncio.create_task(run_job(hand, turns, tools))
+    await storage.refused.wait()
+
+    (hand.lose if lost else hand.cancel)()
+    await running
+    assert queue.outcomes == ([] if lost else [("canceled", None)])
 
 
 async def test_a_job_waiting_for_the_engine_is_canceled_at_once(

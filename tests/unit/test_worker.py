@@ -104,7 +104,7 @@ class NoStorage:
 
 def worker(queue: EmptyQueue, engine: StubbornEngine, *, drain: bool = False, poll: float = 0.001) -> Worker:
     plugins = Plugins.load(PluginSettings(paths=()))
-    parts = cast("Any", (queue, engine, NoStorage()))
+    parts = cast("Any", (queue, engine, NoStorage(), None))
     return Worker(
         Tools(*parts, plugins, GenerationSettings(), Metrics()), WorkerSettings(poll_seconds=poll), drain=drain
     )
