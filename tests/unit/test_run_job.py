@@ -239,6 +239,18 @@ async def test_a_stopped_job_ends_in_the_middle_and_leaves_no_file(
     assert not storage.files
 
 
+async def test_a_spool_that_refuses_fails_the_attempt_with_its_place(
+    queue: FakeQueue, tools: Tools, tmp_path: Path
+) -> None:
+    (tmp_path / "spool").write_text("in the way")
+    await run(job(), tools)
+
+    ((kind, failure),) = queue.outcomes
+    assert (kind, failure.code) == ("failed", Code.UPLOAD_FAILED)
+    assert str(tmp_path / "spool") in failure.message
+    assert "set state_dir" in failure.message
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["canceled", "lease lost"])
 async def test_a_job_that_waits_for_storage_ends_at_once(
     lost: bool, queue: FakeQueue, storage: FakeStorage, tools: Tools, monkeypatch: pytest.MonkeyPatch
