@@ -42,6 +42,8 @@ soak: install ## The long tests
 bench: install ## The figures of the README
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/overhead.py
+	$(PIP) -e ".[bench]"
+	$(BIN)/python benchmarks/queue_speed.py
 
 clean: ## Remove what was built here; pictures and database in .tenkaigen stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -28,6 +28,8 @@ TEST = [
     "ruff>=0.17,<0.18",
     "types-PyYAML>=6.0",
 ]
+# The queues that benchmarks/queue_speed.py compares with ours.
+BENCH = ["pgqueuer>=1.6,<2", "procrastinate>=3.10,<4", "psycopg[binary,pool]>=3.3,<4"]
 
 setup(
     name="tenkaigen-worker",
@@ -63,7 +65,12 @@ setup(
         "rich>=14,<16",
         "tenacity>=9.1,<10",
     ],
-    extras_require={"inference": INFERENCE, "embedded": EMBEDDED, "test": [*INFERENCE, *EMBEDDED, *TEST]},
+    extras_require={
+        "inference": INFERENCE,
+        "embedded": EMBEDDED,
+        "test": [*INFERENCE, *EMBEDDED, *TEST],
+        "bench": [*INFERENCE, *EMBEDDED, *BENCH],
+    },
     entry_points={"console_scripts": ["tenkaigen=tenkaigen_worker.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

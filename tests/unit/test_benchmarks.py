@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from overhead import WARM_UP, gaps_ms, steady_rate
+from queue_rounds import Samples, in_turns, keep
+from queue_speed import figures, installed
+from queue_systems import OURS, SYSTEMS, Procrastinate
 from report import Figure, Spread, percentile, publish
 
 
@@ -58,3 +61,62 @@ def test_publishes_a_table_and_json(capsys: pytest.CaptureFixture[str], tmp_path
     assert document["figures"][0] == {"name": "ratio", "measured": "0.98", "aim": "at least 0.97", "met": True}
     assert document["samples"] == [1, 2]
     assert document["machine"]["cores"] >= 1
+
+
+def judged(samples: Samples) -> dict[str, bool | None]:
+    return {figure.name: figure.met for figure in figures(samples)}
+
+
+PEERS = {"procrastinate": [3.0, 3.1], "pgqueuer": [2.0, 2.1], "bare asyncpg": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize(("ours", "met"), [([1.9, 1.8], True), ([2.5, 2.6], False), ([9.0, 9.1], False)])
+def test_a_queue_is_ahead_when_it_is_faster_than_every_peer(ours: list[float], met: bool) -> None:
+    samples = Samples(insert_to_claim={"tenkaigen": ours, **PEERS}, claim_large={})
+
+    assert judged(samples) == {
+        "INSERT to claim, idle worker: tenkaigen": met,
+        "INSERT to claim, idle worker: procrastinate": None,
+        "INSERT to claim, idle worker: pgqueuer": None,
+        "INSERT to claim, idle worker: bare asyncpg": None,
+    }
+
+
+def test_nobody_is_ahead_of_a_peer_that_is_not_installed() -> None:
+    samples = Samples(insert_to_claim={"tenkaigen": [1.0], "pgqueuer": [2.0]})
+
+    assert judged(samples)["INSERT to claim, idle worker: tenkaigen"] is None
+
+
+@pytest.mark.parametrize(("large", "met"), [([0.3, 0.9], True), ([0.3, 1.2], False)])
+def test_a_claim_on_the_large_table_is_compared_with_the_small_one_of_its_round(large: list[float], met: bool) -> None:
+    samples = Samples(claim_small={1: {"tenkaigen": [0.2, 0.6]}}, claim_large={1: {"tenkaigen": large}})
+
+    assert judged(samples)["claim, large / small: tenkaigen"] is met
+
+
+async def test_takes_turns_and_keeps_the_median_of_each_round() -> None:
+    order: list[str] = []
+
+    async def call(name: str, value: float) -> float:
+        order.append(name)
+        return value + len(order)
+
+    samples = Samples()
+    keep(samples.heartbeat, await in_turns(3, {"a": lambda: call("a", 0), "b": lambda: call("b", 100)}))
+
+    assert [set(order[turn : turn + 2]) for turn in (0, 2, 4)] == [{"a", "b"}] * 3
+    assert samples.heartbeat["a"][0] in {3, 4}
+    assert samples.heartbeat["b"][0] in {103, 104}
+
+
+def test_says_how_to_install_a_queue_that_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Procrastinate, "package", "there_is_no_such_package")
+
+    assert OURS in installed(SYSTEMS)
+    assert "procrastinate" not in {system.name for system in installed(SYSTEMS)}
+    said = capsys.readouterr().err
+    assert "procrastinate" in said
+    assert "pip install -c config/constraints.txt -e '.[bench]'" in said
