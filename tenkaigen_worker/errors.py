@@ -7,6 +7,7 @@
     ├── PluginError              a plugin file cannot be used; says which file, which line, and why
     ├── DatabaseError            the database cannot be reached or is not what we need
     ├── StorageError             a finished file cannot be kept
+    ├── LimitError               a user has asked for as much as they may, for now
     ├── PictureError             a file is no picture of ours
     └── JobError                 one job cannot go on; carries a code that stands in the job's row
         ├── InputError           the request itself is wrong: final, never retried
@@ -98,6 +99,14 @@ class StorageError(TenkaigenError):
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+
+
+class LimitError(TenkaigenError):
+    """A user has asked for as much as they may; ``retry_after_seconds`` is ``None`` where waiting cannot help."""
+
+    def __init__(self, message: str, *, retry_after_seconds: int | None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class PictureError(TenkaigenError):

@@ -12,7 +12,7 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, InputError, StorageError
+from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, InputError, LimitError, StorageError
 
 log = logging.getLogger("tenkaigen.api")
 
@@ -110,6 +110,9 @@ def _problem(request: web.Request, error: Exception) -> Problem:
             return Problem(HTTPStatus.CONFLICT, "conflict", str(error), errors=error.problems)
         case InputError():
             return Problem(HTTPStatus.BAD_REQUEST, error.code, str(error), errors=error.problems)
+        case LimitError(retry_after_seconds=seconds):
+            headers = {} if seconds is None else {"Retry-After": str(seconds)}
+            return Problem(HTTPStatus.TOO_MANY_REQUESTS, "limit_reached", str(error), headers=headers)
         case DatabaseError() | StorageError():
             return _unavailable(request, error)
         case web.HTTPException():

@@ -11,7 +11,7 @@ import asyncpg
 
 from tenkaigen_worker.database.faults import database_faults, explain
 from tenkaigen_worker.database.queries import load_queries
-from tenkaigen_worker.errors import ConflictError, FieldProblem, InputError
+from tenkaigen_worker.errors import ConflictError, FieldProblem, InputError, LimitError
 from tenkaigen_worker.jobs import JobView, Output, QueueDepth, Status
 
 # What a JobView takes from a row as it is, and all that it is made of.
@@ -22,6 +22,9 @@ _AS_THEY_ARE = (
 )
 _IS_DEMO = "coalesce(recipe -> 'demo' = 'true', false) AS demo"
 _VIEW = ", ".join((*_AS_THEY_ARE, "status", "progress", "outputs", "cancel_requested_at", _IS_DEMO))
+
+# What the trigger generation_jobs_limit raises; its detail is the number of seconds to wait, where that helps.
+_LIMIT_REACHED = "PT429"
 
 QUERIES = {name: text.replace("{columns}", _VIEW) for name, text in load_queries("submissions.sql").items()}
 
@@ -76,7 +79,8 @@ class Submissions:
         """Queue a job; ``columns`` are those of a checked :class:`~tenkaigen_worker.request.Request`.
 
         The same key of the same user answers the job that is there. Raises ``ConflictError`` when that one came with
-        another hash, ``InputError`` when a value breaks a rule of the table.
+        another hash, ``InputError`` when a value breaks a rule of the table, ``LimitError`` when the user has asked for
+        as much as they may.
         """
         row = {**columns, "user_id": user_id, "idempotency_key": idempotency_key, "request_hash": request_hash}
         job = await self._insert(row)
@@ -103,7 +107,7 @@ class Submissions:
     async def retry(self, job_id: UUID) -> JobView | None:
         """Queue the request of a failed or canceled job again as a new job; ``None`` when there is no such job.
 
-        Raises ``ConflictError`` when the job is not failed or canceled.
+        Raises ``ConflictError`` when the job is not failed or canceled, ``LimitError`` as :meth:`submit` does.
         """
         job = await self._write(QUERIES["retry"], job_id)
         if job is None and (earlier := await self.get(job_id)):
@@ -165,6 +169,12 @@ class Submissions:
                 row = await self._pool.fetchrow(query, *values)
             except asyncpg.CheckViolationError as broken:
                 raise await self._broken_rule(broken) from None
+            except asyncpg.PostgresError as refused:
+                if refused.sqlstate != _LIMIT_REACHED:
+                    raise
+                detail = refused.detail or ""
+                seconds = int(detail) if detail.isdecimal() else None
+                raise LimitError(explain(refused), retry_after_seconds=seconds) from None
         return _view(row) if row else None
 
     async def _broken_rule(self, broken: asyncpg.CheckViolationError) -> InputError:

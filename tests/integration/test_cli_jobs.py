@@ -130,6 +130,18 @@ async def test_submit_prints_the_id_of_the_row(run: Run, pool: asyncpg.Pool) -> 
     assert asked == ["A fox", "Line Art", 512, 7, 2, "text", None]
 
 
+async def test_submit_says_which_limit_is_reached(run: Run, pool: asyncpg.Pool) -> None:
+    await pool.execute("UPDATE generation_settings SET max_queued_per_user = 1")
+    await pool.execute(f"ALTER TABLE generation_jobs ALTER COLUMN user_id SET DEFAULT '{UUID(int=7)}'")
+
+    result = await run("submit", "--file", "-", stdin="A fox\nA heron\n")
+
+    assert (result.exit_code, len(result.stdout.split())) == (1, 1)
+    words = f"user {UUID(int=7)} may have at most 1 jobs queued; try again in 60 seconds"
+    assert result.stderr.splitlines()[-1] == f"Error: {words}"
+    assert len(await jobs(pool)) == 1
+
+
 @pytest.mark.parametrize("file", ["prompts.txt", "-"])
 async def test_submit_takes_a_file_of_prompts(run: Run, pool: asyncpg.Pool, file: str, tmp_path: Path) -> None:
     prompts = "# animals\nA fox\n\n   A 狐 [bold]  \n"

@@ -424,7 +424,8 @@ async def test_on_supabase_jobs_belong_to_users_and_are_closed_to_visitors(
 
         await migrate(connection)
 
-        for table in ("generation_jobs", "tenkaigen_migrations"):
+        closed = ("generation_jobs", "generation_settings", "generation_user_limits", "tenkaigen_migrations")
+        for table in closed:
             for visitor in visitors:
                 assert not await connection.fetchval("SELECT has_table_privilege($1, $2, 'SELECT')", visitor, table)
         with pytest.raises(asyncpg.ForeignKeyViolationError, match="generation_jobs_user_id_is_a_user"):

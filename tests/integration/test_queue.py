@@ -106,9 +106,9 @@ async def test_what_postgres_can_hold_and_python_cannot_is_claimed_all_the_same(
 
 async def test_priority_first_then_place_then_order_of_insertion(pool: asyncpg.Pool[Any], queue: Queue) -> None:
     now = await pool.fetchval("SELECT now()")
-    third = await insert(pool, run_at=now - timedelta(minutes=1))
-    fourth = await insert(pool, run_at=now - timedelta(minutes=1))
-    second = await insert(pool, run_at=now - timedelta(minutes=2))
+    third = await insert(pool, run_at=now - timedelta(minutes=1), user_id=UUID(int=1))
+    fourth = await insert(pool, run_at=now - timedelta(minutes=1), user_id=UUID(int=2))
+    second = await insert(pool, run_at=now - timedelta(minutes=2), user_id=UUID(int=3))
     first = await insert(pool, priority=1)
 
     assert [(await claimed(queue)).id for _ in range(4)] == [first, second, third, fourth]

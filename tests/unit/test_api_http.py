@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.config import ApiSettings, GenerationSettings, PluginSettings
-from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, StorageError
+from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, LimitError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.local import LocalStorage
@@ -406,6 +406,17 @@ async def test_a_key_used_for_another_request_is_refused(client: TestClient, tab
     response = await client.post("/api/generate", json={"prompt": "A fox"}, headers={"Idempotency-Key": "k"})
     body = await problem(response, 422, "idempotency_key_reused")
     assert body["errors"] == [{"field": "Idempotency-Key", "message": "was used for another request"}]
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(42, "42"), (None, None)])
+async def test_a_limit_says_when_to_try_again(
+    client: TestClient, table: Table, seconds: int | None, header: str | None
+) -> None:
+    table.broken = LimitError("user 7 may have at most 2 jobs queued", retry_after_seconds=seconds)
+    for path in ("/api/generate", f"/api/generate/{QUEUED.id}/retry"):
+        response = await client.post(path, json={"prompt": "A fox"})
+        assert (await problem(response, 429, "limit_reached"))["detail"] == "user 7 may have at most 2 jobs queued"
+        assert response.headers.get("Retry-After") == header
 
 
 @pytest.mark.parametrize("what", ["cancel", "retry"])
