@@ -62,6 +62,7 @@ class DatabaseSettings(Section):
     """Where the jobs are. ``embedded`` starts a PostgreSQL of its own in ``state_dir``."""
 
     url: SecretStr = SecretStr("embedded")
+    listen_url: SecretStr | None = None
     pool_size: Annotated[int, Field(ge=2, le=50)] = 4
     connect_timeout_seconds: Seconds = 10
     command_timeout_seconds: Seconds = 30
@@ -72,6 +73,13 @@ class DatabaseSettings(Section):
         value = url.get_secret_value()
         if value != "embedded" and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("should be embedded, or a URL such as postgresql://user@host:5432/database")
+        return url
+
+    @field_validator("listen_url")
+    @classmethod
+    def _known_scheme_to_listen(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("should be a URL such as postgresql://user@host:5432/database")
         return url
 
 

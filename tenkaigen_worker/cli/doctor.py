@@ -136,9 +136,8 @@ async def _nunchaku(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
-    from tenkaigen_worker.database.connect import open_pool, resolve_dsn
+    from tenkaigen_worker.database.connect import look_for_pooler, open_pool, resolve_dsn
     from tenkaigen_worker.database.migrate import check_schema
-    from tenkaigen_worker.database.pooler import behind_transaction_pooler
 
     subject = "Postgres"
     try:
@@ -147,9 +146,8 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             await open_pool(settings.database, dsn, "tenkaigen doctor") as pool,
         ):
             version = await pool.fetchval("SHOW server_version")
-            lent = await behind_transaction_pooler(settings.database, dsn)
-            way = "a pooler in transaction mode" if lent else "no pooler, or one in session mode"
-            yield Finding(subject, f"{version}, through {way}")
+            pooler = await look_for_pooler(settings.database, dsn)
+            yield Finding(subject, f"{version}, through {pooler.value}")
             subject = "Job table"
             await check_schema(pool)
             yield Finding(subject, "as this program needs it")
@@ -167,7 +165,7 @@ async def _listen(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:
             await asyncio.wait_for(wakeups.wait_proven(), LISTEN_SECONDS)
         except TimeoutError:
             found = f"nothing arrives; jobs are found by polling, every {settings.worker.poll_seconds:g} s"
-            return Finding("LISTEN", found, "Use a direct connection, or a pooler in session mode, for quicker starts.")
+            return Finding("LISTEN", found, "Name a direct way in database.listen_url for quicker starts.")
     return Finding("LISTEN", "a notification made the round trip")
 
 

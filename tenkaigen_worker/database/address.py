@@ -7,20 +7,19 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 
 from tenkaigen_worker.errors import DatabaseError
 
-# Where PgBouncer and Supabase's pooler lend a connection for one transaction: prepared statements do not survive there.
-TRANSACTION_POOLER_PORTS = frozenset({"6432", "6543"})
-
-MALFORMED = (
-    "database.url cannot be read. It should look like postgresql://user:password@host:5432/database, "
-    "or be the word embedded; in the password write @ as %40, / as %2F, : as %3A, ? as %3F, # as %23 and % as %25"
+_MALFORMED = (
+    "database.{setting} cannot be read. It should look like postgresql://user:password@host:5432/database{embedded}; "
+    "in the password write @ as %40, / as %2F, : as %3A, ? as %3F, # as %23 and % as %25"
 )
+URL = "url"
+LISTEN_URL = "listen_url"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a database is and who we are there; several hosts and ports are separated by commas.
 
-    ``url`` is the DSN without its password, ``password`` that one.
+    ``url`` is the DSN without its password, ``password`` that one; ``setting`` names the one it was read from.
     """
 
     host: str
@@ -29,6 +28,7 @@ class Address:
     user: str
     url: str
     password: str | None
+    setting: str = URL
 
     def __str__(self) -> str:
         named = {"host": self.host, "port": self.port, "database": self.database, "user": self.user}
@@ -37,14 +37,9 @@ class Address:
     def __repr__(self) -> str:
         return f"Address({self})"
 
-    @property
-    def behind_transaction_pooler(self) -> bool:
-        """Whether the port is one at which poolers lend connections per transaction."""
-        return not TRANSACTION_POOLER_PORTS.isdisjoint(self.port.split(","))
 
-
-def parse_address(dsn: str) -> Address:
-    """Read a DSN as asyncpg does.
+def parse_address(dsn: str, setting: str = URL) -> Address:
+    """Read a DSN, the value of ``database.<setting>``, as asyncpg does.
 
     Raises :class:`~tenkaigen_worker.errors.DatabaseError` when it is malformed, and quotes nothing of it then: while a
     password is not percent-encoded, any part of the URL may be a piece of it.
@@ -53,7 +48,7 @@ def parse_address(dsn: str) -> Address:
         parts = urlsplit(dsn)
         query = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     except ValueError:
-        raise DatabaseError(MALFORMED) from None
+        raise DatabaseError(malformed(setting)) from None
 
     login, _, where = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
@@ -63,7 +58,7 @@ def parse_address(dsn: str) -> Address:
     readable = parts.scheme in {"postgresql", "postgres"} and not parts.fragment
     ambiguous = "@" in login or "@" in parts.path or "/" in parts.path[1:]
     if not readable or ambiguous or not all(_is_port(number) for number in port.split(",")):
-        raise DatabaseError(MALFORMED)
+        raise DatabaseError(malformed(setting))
 
     secret = query.pop("password", None)
     netloc = f"{user}@{where}" if user else where
@@ -74,7 +69,13 @@ def parse_address(dsn: str) -> Address:
         user=unquote(user) or query.get("user", ""),
         url=urlunsplit((parts.scheme, netloc, parts.path or "/", urlencode(query, quote_via=quote, safe="/"), "")),
         password=unquote(password) or secret,
+        setting=setting,
     )
+
+
+def malformed(setting: str) -> str:
+    """What to say of a URL that cannot be read, and what would be right."""
+    return _MALFORMED.format(setting=setting, embedded=", or be the word embedded" if setting == URL else "")
 
 
 def _split_hosts(where: str) -> tuple[list[str], list[str]]:

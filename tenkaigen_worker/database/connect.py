@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
 from tenkaigen_worker.config import DatabaseSettings
-from tenkaigen_worker.database.address import MALFORMED, Address, parse_address
+from tenkaigen_worker.database.address import LISTEN_URL, URL, Address, malformed, parse_address
 from tenkaigen_worker.database.faults import FAULTS, explain
+from tenkaigen_worker.database.pooler import Pooler, find_pooler
 from tenkaigen_worker.errors import DatabaseError
 
+log = logging.getLogger("tenkaigen.database")
+
 EMBEDDED = "embedded"
+LONGEST_LOCK_WAIT_SECONDS = 10.0
 
 _KEEPALIVE_IDLE_SECONDS = 30
 _KEEPALIVE_INTERVAL_SECONDS = 10
@@ -30,8 +36,10 @@ _UNACKNOWLEDGED_MS = 30_000
 async def resolve_dsn(settings: DatabaseSettings, state_dir: Path) -> AsyncIterator[str]:
     """Yield the DSN of the configured database; ``embedded`` runs a server in ``state_dir`` as long as this is open.
 
-    Raises :class:`~tenkaigen_worker.errors.DatabaseError` when the URL is malformed or the server does not start.
+    Raises :class:`~tenkaigen_worker.errors.DatabaseError` when a URL is malformed or the server does not start.
     """
+    if settings.listen_url is not None:
+        parse_address(settings.listen_url.get_secret_value(), LISTEN_URL)
     url = settings.url.get_secret_value()
     if url != EMBEDDED:
         parse_address(url)
@@ -56,19 +64,24 @@ async def resolve_dsn(settings: DatabaseSettings, state_dir: Path) -> AsyncItera
 async def open_pool(settings: DatabaseSettings, dsn: str, application_name: str) -> asyncpg.Pool:
     """Open a pool of at most ``settings.pool_size`` connections, one of them at once.
 
-    jsonb arrives as Python values. Raises :class:`~tenkaigen_worker.errors.DatabaseError` when the database cannot be
+    It first looks what is in between, and does without prepared statements behind a pooler in transaction mode. jsonb
+    arrives as Python values. Raises :class:`~tenkaigen_worker.errors.DatabaseError` when the database cannot be
     reached or refuses us; its text names host, port, database and user, never the password.
     """
     address = parse_address(dsn)
+    pooler = await look_for_pooler(settings, dsn)
+    if pooler is not Pooler.NONE:
+        log.info("The database is behind %s", pooler.value, extra={"action": "pooler_found", "mode": pooler.name})
+    lent = pooler is Pooler.TRANSACTION
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
             pool = await asyncpg.create_pool(
                 dsn,
                 min_size=0,  # with a floor, the pool logs tracebacks of its own while the database is away
                 max_size=settings.pool_size,
-                init=_prepare,
+                init=_prepare if lent else partial(_prepare_session, settings),
                 reset=_leave_as_is,
-                **_options(settings, address, application_name),
+                **_options(settings, application_name, lent=lent),
             )
             async with pool.acquire():
                 return pool
@@ -76,12 +89,18 @@ async def open_pool(settings: DatabaseSettings, dsn: str, application_name: str)
         raise DatabaseError(_why(fault, address, settings.connect_timeout_seconds)) from None
 
 
-async def connect(settings: DatabaseSettings, dsn: str, application_name: str) -> asyncpg.Connection:
-    """Open one connection outside any pool; raises as :func:`open_pool` does."""
-    address = parse_address(dsn)
+async def connect(
+    settings: DatabaseSettings, dsn: str, application_name: str, *, setting: str = URL
+) -> asyncpg.Connection:
+    """Open one connection outside any pool, that gets through every pooler; raises as :func:`open_pool` does.
+
+    ``setting`` is the one ``dsn`` comes from, for words about what is wrong with it.
+    """
+    address = parse_address(dsn, setting)
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
-            connection: asyncpg.Connection = await asyncpg.connect(dsn, **_options(settings, address, application_name))
+            options = _options(settings, application_name, lent=True)
+            connection: asyncpg.Connection = await asyncpg.connect(dsn, **options)
             try:
                 await _prepare(connection)
             except BaseException:
@@ -90,6 +109,11 @@ async def connect(settings: DatabaseSettings, dsn: str, application_name: str) -
             return connection
     except (*FAULTS, ValueError) as fault:
         raise DatabaseError(_why(fault, address, settings.connect_timeout_seconds)) from None
+
+
+async def look_for_pooler(settings: DatabaseSettings, dsn: str) -> Pooler:
+    """Answer what is between us and the server; raises as :func:`open_pool` does."""
+    return await find_pooler(lambda: connect(settings, dsn, "tenkaigen probe"))
 
 
 def keep_alive(connection: Any) -> None:
@@ -108,20 +132,33 @@ def keep_alive(connection: Any) -> None:
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _options(settings: DatabaseSettings, address: Address, application_name: str) -> dict[str, Any]:
+def _options(settings: DatabaseSettings, application_name: str, *, lent: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "timeout": settings.connect_timeout_seconds,
         "command_timeout": settings.command_timeout_seconds,
         "server_settings": {"application_name": application_name},
     }
-    if address.behind_transaction_pooler:
-        options["statement_cache_size"] = 0
-    return options
+    # A statement that was prepared in one session is unknown in the next.
+    return options | {"statement_cache_size": 0} if lent else options
 
 
 async def _prepare(connection: asyncpg.Connection) -> None:
     keep_alive(connection)
     await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_to_json, decoder=json.loads)
+
+
+async def _prepare_session(settings: DatabaseSettings, connection: asyncpg.Connection) -> None:
+    """Have the server itself end what we gave up, and let nobody's lock hold us for long.
+
+    By statement, because poolers refuse such settings when one connects. Behind a pooler in transaction mode they would
+    stay in a session that is somebody else's next.
+    """
+    await _prepare(connection)
+    given_up = settings.command_timeout_seconds
+    await connection.execute(
+        f"SET statement_timeout = {round(given_up * 1000) + 1000}; "  # ours is the first to speak
+        f"SET lock_timeout = {round(min(given_up, LONGEST_LOCK_WAIT_SECONDS) * 1000)}"
+    )
 
 
 async def _leave_as_is(_: asyncpg.Connection) -> None:
@@ -136,23 +173,23 @@ def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
     """What happened and what to do; the fault's own text only where it cannot hold a piece of the password."""
     match fault:
         case asyncpg.InvalidPasswordError():
-            return f"the database refused the password ({where}): check database.url"
+            return f"the database refused the password ({where}): check database.{where.setting}"
         case asyncpg.InvalidAuthorizationSpecificationError():
             return f"the database does not let us in ({where}): {explain(fault)}"
         case asyncpg.InvalidCatalogNameError():
-            return f"there is no such database ({where}): create it, or correct the end of database.url"
+            return f"there is no such database ({where}): create it, or correct the end of database.{where.setting}"
         case asyncpg.TooManyConnectionsError():
             return f"the database has no free connection ({where}): lower database.pool_size or raise its limit"
         case ssl.SSLError():
-            return f"TLS failed ({where}): {explain(fault)}; check sslmode and sslrootcert in database.url"
+            return f"TLS failed ({where}): {explain(fault)}; check sslmode and sslrootcert in database.{where.setting}"
         case ConnectionError() if "rejected SSL" in str(fault):
-            return f"the server speaks no TLS ({where}), but sslmode in database.url asks for it"
+            return f"the server speaks no TLS ({where}), but sslmode in database.{where.setting} asks for it"
         case asyncpg.ClientConfigurationError() if "certificate" in str(fault) or "ssl" in str(fault):
             return f"TLS cannot be set up ({where}): {explain(fault)}"
         case TimeoutError():
             return f"no answer within {timeout_seconds:g} s ({where}): is the host right, and does a firewall drop us?"
         case socket.gaierror():
-            return f"there is no host of that name ({where}): correct it in database.url"
+            return f"there is no host of that name ({where}): correct it in database.{where.setting}"
         case FileNotFoundError() if not where.host.startswith("/"):
             return f"TLS cannot be set up ({where}): a file that sslrootcert, sslcert or sslkey names does not exist"
         case OSError():
@@ -160,4 +197,4 @@ def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
         case asyncpg.PostgresError():
             return f"the database answered ({where}): {explain(fault)}"
         case _:
-            return f"{MALFORMED} ({where})"
+            return f"{malformed(where.setting)} ({where})"

@@ -14,6 +14,7 @@ import asyncpg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from tenkaigen_worker.config import DatabaseSettings
+from tenkaigen_worker.database.address import LISTEN_URL, URL
 from tenkaigen_worker.database.connect import connect
 from tenkaigen_worker.database.faults import FAULTS, database_faults
 from tenkaigen_worker.errors import DatabaseError
@@ -27,7 +28,7 @@ CLOSE_SECONDS = 2.0
 
 
 class Wakeups:
-    """Listens on a connection of its own while it is open, and calls back.
+    """Listens on a connection of its own while it is open, to ``settings.listen_url`` or else ``dsn``, and calls back.
 
     ``on_jobs`` is called when jobs can be claimed, and once after every (re)connect: what was notified meanwhile is
     lost. ``on_cancel`` gets the id of a running job that somebody wants canceled. Both must return at once.
@@ -48,7 +49,8 @@ class Wakeups:
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
         self._settings = settings
-        self._dsn = dsn
+        direct = settings.listen_url
+        self._dsn, self._setting = (dsn, URL) if direct is None else (direct.get_secret_value(), LISTEN_URL)
         self._pool = pool
         self._on_jobs = on_jobs
         self._on_cancel = on_cancel
@@ -97,7 +99,7 @@ class Wakeups:
             wait=wait_random_exponential(multiplier=0.5, max=30),
             before_sleep=_tell_failure,
         )
-        return await attempts(connect, self._settings, self._dsn, "tenkaigen listener")
+        return await attempts(connect, self._settings, self._dsn, "tenkaigen listener", setting=self._setting)
 
     async def _listen(self, connection: asyncpg.Connection) -> None:
         """Call back until the connection is lost, which always raises."""
@@ -122,7 +124,8 @@ class Wakeups:
             elif not silent_before:
                 silent_before = True
                 log.warning(
-                    "LISTEN delivers nothing here, as behind a transaction pooler; polling goes on without it",
+                    "LISTEN delivers nothing here, as behind a transaction pooler; polling goes on without it, and "
+                    "database.listen_url can name a direct way",
                     extra={"action": "listen_unproven"},
                 )
             with suppress(TimeoutError):

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,11 @@ import pytest
 from pydantic import SecretStr
 
 from tenkaigen_worker.config import DatabaseSettings
-from tenkaigen_worker.database import pooler
-from tenkaigen_worker.database.address import parse_address
-from tenkaigen_worker.database.connect import connect, keep_alive, open_pool, resolve_dsn
-from tenkaigen_worker.database.pooler import behind_transaction_pooler
+from tenkaigen_worker.database.address import LISTEN_URL, parse_address
+from tenkaigen_worker.database.connect import connect, open_pool, resolve_dsn
+from tenkaigen_worker.database.pooler import Pooler, find_pooler
 from tenkaigen_worker.errors import DatabaseError
+from tests.integration.gate import over_tcp
 
 PASSWORD = "k4ngaroo"
 
@@ -206,53 +207,97 @@ async def test_a_configured_url_is_taken_as_it_is(tmp_path: Path) -> None:
         assert dsn == url
 
 
-async def test_prepared_statements_stay_away_from_transaction_poolers(
-    pool: asyncpg.Pool[Any], monkeypatch: pytest.MonkeyPatch, server: str
-) -> None:
-    asked: dict[str, Any] = {}
+class Session:
+    """As much of a connection as a look for poolers needs: what it was greeted with, and who answers it."""
 
-    async def note(dsn: str, **options: Any) -> Any:
-        asked.update(options)
-        raise OSError("enough")
+    def __init__(self, greeted: int, *answers: int) -> None:
+        self._greeted = greeted
+        self._answers = cycle(answers)
+        self.open = True
 
-    monkeypatch.setattr(asyncpg, "connect", note)
+    def get_server_pid(self) -> int:
+        return self._greeted
 
-    for port, size in (("6543", 0), ("6432", 0), ("5432", None)):
-        asked.clear()
-        with pytest.raises(DatabaseError):
-            await connect(DatabaseSettings(), f"postgresql://me@pooler.example:{port}/shop", "tests")
-        assert asked.get("statement_cache_size") == size
+    async def fetchval(self, _: str) -> int:
+        return next(self._answers)
 
-
-async def test_a_pooler_that_lends_connections_is_found_out(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not await behind_transaction_pooler(DatabaseSettings(), database)
-
-    lent = await connect(DatabaseSettings(), database, "tests")
-
-    async def lend(*_: object) -> asyncpg.Connection[Any]:
-        return lent
-
-    monkeypatch.setattr(pooler, "connect", lend)
-    assert await behind_transaction_pooler(DatabaseSettings(), database)
+    async def close(self) -> None:
+        self.open = False
 
 
-def test_the_kernel_watches_tcp_connections() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as link:
-        keep_alive(_Connection(link))
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([Session(1, 1)], Pooler.NONE),
+        ([Session(77, 1), Session(78, 2)], Pooler.SESSION),
+        ([Session(77, 1), Session(78, 1)], Pooler.TRANSACTION),
+        ([Session(77, 1, 1, 2), Session(78, 3, 4)], Pooler.TRANSACTION),
+        ([Session(77, 1)], Pooler.TRANSACTION),  # there is room for one only
+    ],
+)
+async def test_a_pooler_is_found_out(sessions: list[Session], expected: Pooler) -> None:
+    waiting = list(sessions)
+
+    async def meet() -> Any:
+        if not waiting:
+            raise DatabaseError("no more")
+        return waiting.pop(0)
+
+    assert await find_pooler(meet) is expected
+    assert not any(session.open for session in sessions)
+
+
+async def test_the_server_ends_what_was_given_up_and_waits_for_no_lock_for_long(database: str) -> None:
+    for given_up, statement, lock in ((30.0, "31s", "10s"), (2.5, "3500ms", "2500ms")):
+        async with await open_pool(DatabaseSettings(command_timeout_seconds=given_up), database, "tests") as pool:
+            assert await pool.fetchval("SHOW statement_timeout") == statement
+            assert await pool.fetchval("SHOW lock_timeout") == lock
+
+
+async def test_the_kernel_watches_tcp_connections(database: str) -> None:
+    watched = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+    async with (
+        over_tcp(database) as gate,
+        await open_pool(DatabaseSettings(), gate.dsn, "tests") as pool,
+        pool.acquire() as connection,
+    ):
+        link = cast("Any", connection)._transport.get_extra_info("socket")
+        assert link.family == socket.AF_INET
         assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+        assert {name: link.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in watched} == watched
 
 
-class _Connection:
-    """As much of asyncpg's connection as is needed to find its socket."""
+async def test_a_password_that_changed_is_read_again(server: str, tmp_path: Path) -> None:
+    """A file of passwords is read whenever one connects, so a new password needs no restart."""
+    passwords = tmp_path / "passwords"
+    passwords.touch(mode=0o600)
+    passwords.write_text("*:*:*:*:right\n")
+    async with _strict_user(server) as name:
+        dsn = f"{server.replace('postgres@', f'{name}@')}&passfile={passwords}"
+        async with await open_pool(DatabaseSettings(pool_size=2), dsn, "tests") as pool:
+            admin = await asyncpg.connect(server)
+            await admin.execute(f"ALTER ROLE {name} PASSWORD 'newer'")
+            await admin.close()
+            async with pool.acquire():
+                with pytest.raises(asyncpg.InvalidPasswordError):
+                    await pool.fetchval("SELECT 1")
+                passwords.write_text("*:*:*:*:newer\n")
+                assert await pool.fetchval("SELECT 1") == 1
 
-    def __init__(self, link: socket.socket) -> None:
-        self._transport = self
-        self._link = link
 
-    def get_extra_info(self, name: str) -> socket.socket:
-        assert name == "socket"
-        return self._link
+async def test_what_is_wrong_with_a_connection_names_its_setting(server: str) -> None:
+    with pytest.raises(DatabaseError, match=r"correct the end of database\.listen_url$"):
+        await connect(DatabaseSettings(), server.replace("/postgres?", "/nowhere?"), "tests", setting=LISTEN_URL)
+
+
+async def test_what_is_wrong_with_listen_url_is_said_of_listen_url(tmp_path: Path) -> None:
+    settings = DatabaseSettings(listen_url=SecretStr(f"postgresql://me:{PASSWORD}/x@host/shop"))
+
+    with pytest.raises(DatabaseError, match=r"^database\.listen_url cannot be read") as refused:
+        async with resolve_dsn(settings, tmp_path):
+            pass
+    assert PASSWORD not in str(refused.value)
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_embedded_dsn_says_where_it_is(server: str) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from tenkaigen_worker.config import DatabaseSettings
 from tenkaigen_worker.database import wakeups
@@ -19,6 +20,7 @@ from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.wakeups import CHANNEL, Wakeups
 from tenkaigen_worker.jobs import Progress
+from tests.integration.gate import over_tcp
 
 LISTENER = """
 SELECT pid FROM pg_stat_activity WHERE application_name = 'tenkaigen listener' AND datname = current_database()
@@ -199,6 +201,30 @@ async def test_a_listener_that_goes_silent_is_replaced(
         await listener.wait_proven()
         monkeypatch.setattr(listener, "_probe_channel", "nobody_listens_here")
         await heard.until(lambda: heard.jobs == 2)
+
+
+async def test_a_half_open_connection_is_replaced(
+    database: str, pool: asyncpg.Pool[Any], heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing passes any more and nobody closes it, as when a firewall forgets a connection that was long silent."""
+    monkeypatch.setattr(wakeups, "ANSWER_SECONDS", 0.5)
+    async with over_tcp(database) as gate, listening(gate.dsn, pool, heard, probe_seconds=0.01) as listener:
+        await listener.wait_proven()
+        lost = await pool.fetchval(LISTENER)
+        gate.swallow()
+
+        await heard.until(lambda: heard.jobs == 2)
+        await listener.wait_proven()
+        await pool.execute("SELECT pg_terminate_backend($1, 5000)", lost)  # the server does not know that it is gone
+        await pool.execute("INSERT INTO generation_jobs (prompt) VALUES ('A phoenix')")
+        await heard.until(lambda: heard.jobs == 3)
+
+
+async def test_it_listens_where_listen_url_says(database: str, pool: asyncpg.Pool[Any], heard: Heard) -> None:
+    settings = DatabaseSettings(listen_url=SecretStr(database))
+    nowhere = "postgresql://nobody@127.0.0.1:1/nowhere"
+    async with Wakeups(settings, nowhere, pool, on_jobs=heard.on_jobs, on_cancel=heard.on_cancel) as listener:
+        await listener.wait_proven()
 
 
 async def test_it_keeps_trying_while_there_is_no_database(

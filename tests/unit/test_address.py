@@ -63,8 +63,3 @@ def test_a_malformed_url_is_refused_without_quoting_it(dsn: str) -> None:
         parse_address(dsn)
 
     assert all(part not in str(refused.value) for part in ("k4ng", "aroo", "roo@"))
-
-
-@pytest.mark.parametrize(("port", "expected"), [("6543", True), ("6432", True), ("5432", False), ("65432", False)])
-def test_transaction_poolers_are_known_by_their_port(port: str, *, expected: bool) -> None:
-    assert parse_address(f"postgresql://me@h:{port}/shop").behind_transaction_pooler is expected
