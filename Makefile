@@ -42,6 +42,7 @@ soak: install ## The long tests
 bench: install ## The figures of the README
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/fairness.py
 	$(PIP) -e ".[bench]"
 	$(BIN)/python benchmarks/queue_speed.py
 

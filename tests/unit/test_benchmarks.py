@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from fairness import FIRST_USER, NEWCOMERS_BACKLOG, Turn, longest_pause, waits
 from overhead import WARM_UP, gaps_ms, steady_rate
 from queue_rounds import Samples, in_turns, keep
 from queue_speed import figures, installed
@@ -45,6 +47,16 @@ def test_a_gap_is_what_the_engine_did_not_work_between_two_jobs() -> None:
     ]
 
     assert gaps_ms([5.0, 5.5, 6.012], timings) == pytest.approx([4, 12])
+
+
+def test_the_longest_pause_lasts_to_the_end_where_jobs_are_left() -> None:
+    own, other = Turn(FIRST_USER, 3), Turn(UUID(int=2), 5)
+    all_ran = [own, other, other, *[own] * (NEWCOMERS_BACKLOG - 1), *[other] * 9]
+
+    assert longest_pause(all_ran) == 3
+    assert longest_pause([own, other, other, own, *[other] * 9]) == 10
+    assert waits([own, other, own], first_user=True) == [3, 3]
+    assert waits([own, other, own], first_user=False) == [5]
 
 
 def test_publishes_a_table_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
