@@ -1,0 +1,76 @@
+"""On a large table the statements that run all day read what they are after, through the partial indexes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from tenkaigen_worker.database.queue import QUERIES as QUEUE
+from tenkaigen_worker.database.upkeep import QUERIES as UPKEEP
+
+USER = UUID(int=7)
+RUNNING = 50
+
+# Finished rows of 5,000 users, queued ones, and some that run. The triggers would only take their time.
+FILL = f"""
+SET LOCAL session_replication_role = replica;
+INSERT INTO generation_jobs (prompt, user_id, status, created_at, completed_at)
+SELECT 'old', lpad(to_hex(n % 5000), 32, '0')::uuid, 'completed', now() - n * interval '1 second', now()
+FROM generate_series(1, 100000) n;
+INSERT INTO generation_jobs (prompt, user_id, fair_at)
+SELECT 'new', lpad(to_hex(n % 5000), 32, '0')::uuid, now() - n * interval '1 second' FROM generate_series(1, 10000) n;
+INSERT INTO generation_jobs (prompt, status, lease_token, attempt, started_at, lease_expires_at)
+SELECT 'running', 'processing', 1, 1, now(), now() + interval '1 minute'
+FROM generate_series(1, {RUNNING}) n;
+"""
+
+MY_LAST_JOBS = "SELECT * FROM generation_jobs WHERE user_id = $1 ORDER BY created_at DESC LIMIT 20"
+
+
+@pytest.fixture
+async def large(pool: asyncpg.Pool[Any]) -> asyncpg.Pool[Any]:
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(FILL, timeout=240)
+    await pool.execute("VACUUM ANALYZE generation_jobs", timeout=240)
+    return pool
+
+
+async def test_plans_on_a_large_table(large: asyncpg.Pool[Any]) -> None:
+    running = [row["id"] for row in await large.fetch("SELECT id FROM generation_jobs WHERE status = 'processing'")]
+    tokens, stages, fractions = [1] * RUNNING, ["denoise"] * RUNNING, [0.5] * RUNNING
+
+    assert await scans(large, QUEUE["claim"], "worker-1", 60.0) == {
+        "generation_jobs_queued_idx": 1,
+        "generation_jobs_pkey": 1,
+    }
+    # One entry per held job, or all that run: both are as few as workers can hold.
+    renewed = await scans(large, QUEUE["heartbeat"], running, tokens, stages, fractions, 60.0)
+    assert len(renewed) == 1
+    assert renewed.keys() <= {"generation_jobs_pkey", "generation_jobs_processing_idx"}
+    assert max(renewed.values()) <= RUNNING + 1
+    await large.execute(
+        "UPDATE generation_jobs SET lease_expires_at = now() - interval '1 s' WHERE id = $1", running[0]
+    )
+    assert await scans(large, UPKEEP["rescue"], 60.0) == {
+        "generation_jobs_processing_idx": 1,
+        "generation_jobs_pkey": 1,
+    }
+    assert await scans(large, MY_LAST_JOBS, USER) == {"generation_jobs_by_user_idx": 20}
+
+
+async def scans(pool: asyncpg.Pool[Any], query: str, *values: object) -> Mapping[str, int]:
+    """Run a query, and answer how many rows it found through which index; it may read the table in no other way."""
+    explained = json.loads(await pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *values))
+    nodes = walk(explained[0]["Plan"])
+    assert not [node for node in nodes if node["Node Type"] in {"Seq Scan", "Bitmap Heap Scan"}], explained
+    indexed = [node for node in nodes if "Index Name" in node]
+    return {node["Index Name"]: round(node["Actual Rows"] * node["Actual Loops"]) for node in indexed}
+
+
+def walk(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", ()) for node in walk(child))]
