@@ -89,7 +89,7 @@ class Comparison:
         return self.samples
 
     async def create(self, system: System) -> None:
-        """Make both databases, and fill the large one: no trigger needs to see rows that are finished."""
+        """Make both databases, and put the finished rows into the large one."""
         for size in ("small", "large"):
             async with asyncpg_connection(self.dsn) as connection:
                 await connection.execute(f"CREATE DATABASE {database(system, size)}")
@@ -98,13 +98,14 @@ class Comparison:
             await connection.execute(system.finished, self.plan.finished, max(USERS))
 
     async def refill(self, system: System, users: int) -> None:
-        """Put other waiting rows into the large table by plain INSERT, and leave it as autovacuum would."""
+        """Put other waiting rows into the large table, and leave it as autovacuum would."""
         self.say(f"{system.name}: {self.plan.queued:,} queued rows, {users:,} users")
         async with asyncpg_connection(self.dsn_of(system, "large")) as connection:
             async with no_triggers(connection):
                 await connection.execute(system.clear)
             await connection.execute("VACUUM")
-            await connection.execute(system.waiting, self.plan.queued + self.plan.scheduled, users)
+            async with no_triggers(connection):
+                await connection.execute(system.waiting, self.plan.queued + self.plan.scheduled, users)
             await connection.execute("VACUUM (ANALYZE)")
             await connection.execute("CHECKPOINT")
 

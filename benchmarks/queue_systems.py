@@ -44,7 +44,10 @@ class Session(ABC):
 
 
 class System(ABC):
-    """One queue. ``waiting`` and ``finished`` insert $1 rows of $2 users; every third waiting row is for later."""
+    """One queue. ``waiting`` and ``finished`` insert $1 rows of $2 users; every third waiting row is for later.
+
+    Both are run without triggers, and write themselves what those would have written into the row.
+    """
 
     name: ClassVar[str]
     package: ClassVar[str | None] = None
@@ -77,10 +80,11 @@ class Ours(System):
     name = "tenkaigen"
     insert = "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime')"
     waiting = """
-        INSERT INTO generation_jobs (user_id, prompt, style, run_at)
-        SELECT lpad(to_hex(n % $2::int), 32, '0')::uuid, 'A phoenix rising', 'Anime',
-            now() + CASE WHEN n % 3 = 0 THEN interval '1 day' ELSE interval '0' END
-        FROM generate_series(1, $1::int) AS n
+        INSERT INTO generation_jobs (user_id, prompt, style, run_at, fair_at)
+        SELECT lpad(to_hex(n % $2::int), 32, '0')::uuid, 'A phoenix rising', 'Anime', due,
+            due + n / $2::int * interval '5 minutes'
+        FROM generate_series(1, $1::int) AS n,
+            LATERAL (SELECT now() + CASE WHEN n % 3 = 0 THEN interval '1 day' ELSE interval '0' END) AS run (due)
     """
     finished = """
         INSERT INTO generation_jobs (
