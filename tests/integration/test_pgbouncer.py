@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.wakeups import Wakeups
 from tenkaigen_worker.jobs import Completion, Output, Progress
+from tests.integration.bouncer import running_pgbouncer
 from tests.integration.test_wakeups import Heard, logged
 
 JOBS = 200
@@ -33,51 +30,6 @@ WORKERS = 4
 both_modes = pytest.mark.parametrize("mode", ["transaction", "session"])
 
 Bouncer = Callable[[str], str]
-
-
-@contextmanager
-def running_pgbouncer(server_dsn: str, mode: str, folder: Path) -> Iterator[int]:
-    """Run PgBouncer before a server, as the system user that may reach its socket; yields the TCP port."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("install the package pgbouncer")
-    where = parse_address(server_dsn)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    (folder / "users.txt").write_text('"postgres" ""\n')
-    (folder / "pgbouncer.ini").write_text(
-        f"""
-        [databases]
-        * = host={where.host} port={where.port}
-        [pgbouncer]
-        listen_addr = 127.0.0.1
-        listen_port = {port}
-        unix_socket_dir =
-        auth_type = trust
-        auth_file = {folder / "users.txt"}
-        pool_mode = {mode}
-        default_pool_size = {2 * WORKERS}
-        log_connections = 0
-        log_disconnections = 0
-        log_stats = 0
-        """
-    )
-    owner = os.stat(where.host)
-    other: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        other = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-    os.chown(folder, owner.st_uid, owner.st_gid)
-    with subprocess.Popen([program, str(folder / "pgbouncer.ini")], stderr=subprocess.PIPE, text=True, **other) as it:
-        assert it.stderr is not None
-        said: list[str] = []
-        for line in it.stderr:
-            said.append(line)
-            if "process up" in line:
-                break
-        else:
-            pytest.fail("".join(said))
-        yield port
-        it.terminate()
 
 
 @pytest.fixture
