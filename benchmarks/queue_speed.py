@@ -86,7 +86,7 @@ def figures(samples: Samples) -> list[Figure]:
     found = [*lines("INSERT to claim, idle worker", samples.insert_to_claim, race=True)]
     for users, large in samples.claim_large.items():
         small = samples.claim_small[users]
-        found += lines(f"claim, large table, {users:,} users", large, race=True)
+        found += lines(f"claim, large table, {users:,} {'user' if users == 1 else 'users'}", large, race=True)
         found += lines("claim, small table meanwhile", {OURS.name: small[OURS.name]})
         found.append(growth(small[OURS.name], large[OURS.name]))
     found += lines(f"heartbeat of {HEARTBEAT_JOBS} jobs", samples.heartbeat)
