@@ -11,7 +11,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from tenkaigen_worker.errors import Code, DatabaseError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Job, Status
 from tenkaigen_worker.plugin.types import FinishedJob
-from tenkaigen_worker.worker.publish import attempt_prefix, job_folder
+from tenkaigen_worker.worker.publish import attempt_prefix, job_folder, of_earlier_lease
 from tenkaigen_worker.worker.tools import Tools
 
 log = logging.getLogger("tenkaigen.worker")
@@ -23,7 +23,12 @@ BETWEEN_WRITES = wait_random_exponential(multiplier=0.5, max=15)
 
 
 async def complete(job: Job, completion: Completion, tools: Tools) -> None:
-    """Write success, then remove what earlier attempts left in storage."""
+    """Remove what earlier attempts left in storage, then write success.
+
+    In this order, because nobody looks at the files of a completed job again.
+    """
+    if job.lease.token > 1:
+        await drop_files(job_folder(job), tools, of=lambda key: of_earlier_lease(key, job))
     try:
         ours = await persist(job, lambda: tools.queue.complete(job.lease, completion))
     except DatabaseError as error:
@@ -37,8 +42,6 @@ async def complete(job: Job, completion: Completion, tools: Tools) -> None:
     seconds = completion.processing_time_ms / 1000
     log.info("Job %s is completed after %.2f s: %s", job.id, seconds, url, extra=_extra(job, "job_completed"))
     tools.metrics.job_finished(Status.COMPLETED, None, completion.timings_ms, pictures=len(completion.outputs))
-    if job.lease.token > 1:
-        await drop_files(job_folder(job), tools, keep=frozenset(output.key for output in completion.outputs))
     finished = FinishedJob(
         id=str(job.id),
         user_id=_user_id(job),
@@ -92,10 +95,10 @@ async def lost(job: Job, tools: Tools) -> None:
     await drop_files(attempt_prefix(job), tools)
 
 
-async def drop_files(prefix: str, tools: Tools, *, keep: frozenset[str] = frozenset()) -> None:
+async def drop_files(prefix: str, tools: Tools, *, of: Callable[[str], bool] = lambda key: True) -> None:
     """Remove stored files that no row will name. A storage that refuses is only logged: no outcome waits for it."""
     try:
-        keys = [key for key in await tools.storage.list(prefix) if key not in keep]
+        keys = [key for key in await tools.storage.list(prefix) if of(key)]
         if keys:
             await tools.storage.delete(keys)
     except StorageError as error:

@@ -31,6 +31,12 @@ def attempt_prefix(job: Job) -> str:
     return f"{job_folder(job)}{job.lease.token}-"
 
 
+def of_earlier_lease(key: str, job: Job) -> bool:
+    """Whether an earlier lease of the job made this file: its writes are fenced off, so no row will ever name it."""
+    token, _, _ = key.removeprefix(job_folder(job)).partition("-")
+    return token.isdecimal() and int(token) < job.lease.token
+
+
 async def publish(picture: Picture, recipe: Recipe, job: Job, tools: Tools) -> Output:
     """Post-process, encode and store one picture.
 

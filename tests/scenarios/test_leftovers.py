@@ -74,9 +74,6 @@ async def test_a_later_attempt_removes_it(left: str, start: Start, pool: asyncpg
     assert [path.name for path in folder.iterdir()] == [Path(output["key"]).name]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="what earlier attempts left is removed only after the job is completed"
-)
 async def test_killed_between_the_outcome_and_the_removal(start: Start, pool: asyncpg.Pool, tmp_path: Path) -> None:
     job_id, folder = await a_killed_attempt(start, pool, tmp_path, "1-0-d885c0da9268.png")
     await pool.execute(WAIT_AT_COMMIT)

@@ -324,10 +324,14 @@ async def test_files_of_a_lease_that_was_lost_are_dropped_but_not_those_of_other
 
 async def test_success_on_a_later_attempt_removes_what_earlier_ones_left(storage: FakeStorage, tools: Tools) -> None:
     asked = job(token=2)
-    storage.files[f"{UUID(int=7)}/{asked.id}/1-0-abc.png"] = b"left by a worker that was killed"
+    folder = f"{UUID(int=7)}/{asked.id}"
+    storage.files[f"{folder}/1-0-abc.png"] = b"left by a worker that was killed"
+    storage.files[f"{folder}/3-0-def.png"] = b"of a later lease, which a frozen worker does not know of"
+    storage.files[f"{folder}/notes.txt"] = b"somebody else's"
     await run(asked, tools)
-    (kept,) = storage.files
-    assert f"/{asked.id}/2-0-" in kept
+    assert f"{folder}/1-0-abc.png" not in storage.files
+    assert len([key for key in storage.files if key.startswith(f"{folder}/2-0-")]) == 1
+    assert len(storage.files) == 3
 
 
 async def test_a_stop_after_completion_touches_no_file(queue: FakeQueue, storage: FakeStorage, tools: Tools) -> None:
