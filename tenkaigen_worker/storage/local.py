@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import glob
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ _NAME_BYTES = 200  # per part of a key: file systems allow 255, and the temporar
 _KEY_BYTES = 1024
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
@@ -45,7 +48,7 @@ class LocalStorage:
         return f"{self.base_url}/{quote(key)}"
 
     async def list(self, prefix: str) -> Sequence[str]:
-        """All keys that start with ``prefix``, sorted."""
+        """All keys that start with ``prefix``, sorted; also those of files whose writing was cut short."""
         folder, _, _ = prefix.rpartition("/")
         start = self._path(folder) if folder else self.root
         keys = await asyncio.to_thread(self._keys, start)
@@ -114,13 +117,15 @@ class LocalStorage:
             for folder, folders, names in os.walk(start, onerror=_raise_unless_missing):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 inside = Path(folder).relative_to(self.root)
-                keys += [(inside / name).as_posix() for name in names if not name.startswith(".")]
-        return sorted(keys)
+                keys += [(inside / final).as_posix() for name in names if (final := _final_name(name))]
+        return sorted(set(keys))
 
     def _delete(self, paths: Sequence[Path]) -> None:
         for path in paths:
             with _explained(path):
                 path.unlink(missing_ok=True)
+                for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                    unfinished.unlink(missing_ok=True)
             for folder in path.parents:
                 if folder == self.root:
                     break
@@ -144,6 +149,13 @@ def check_key(key: str) -> None:
     else:
         return
     raise StorageError(f"{key[:100]!r} cannot be a file's key: {why}", permanent=True)
+
+
+def _final_name(name: str) -> str | None:
+    """The name that a file has, or was to get; ``None`` for files that are not ours."""
+    if unfinished := _UNFINISHED.fullmatch(name):
+        return unfinished[1]
+    return None if name.startswith(".") else name
 
 
 def _write(path: Path, data: bytes, root: Path) -> None:

@@ -129,9 +129,15 @@ async def test_list_by_prefix(storage: LocalStorage) -> None:
         await storage.list("../")
 
 
-async def test_leftovers_of_a_crash_are_no_files(storage: LocalStorage) -> None:
+async def test_a_file_whose_writing_was_cut_short_is_no_picture_but_can_be_removed(storage: LocalStorage) -> None:
     await put(storage, KEY)
-    (storage.root / "u1/j1/.3-1-def.png.0000.tmp").write_bytes(b"half")
+    half = storage.root / "u1/j1/.3-1-def.png.0123abcd.tmp"
+    half.write_bytes(b"half")
+    assert await storage.find("u1/j1/3-1-def.png") is None
+    assert list(await storage.list("u1/")) == sorted([KEY, "u1/j1/3-1-def.png"])
+
+    await storage.delete(["u1/j1/3-1-def.png"])
+    assert not half.exists()
     assert list(await storage.list("u1/")) == [KEY]
 
 
