@@ -10,6 +10,9 @@ from tenkaigen_worker.engine.base import Step
 from tenkaigen_worker.jobs import Job, Progress
 
 
+PREPARING = "preparing"
+
+
 class LeaseLost(Exception):
     """The job is no longer ours; whatever we made of it is dropped."""
 
@@ -28,7 +31,7 @@ class JobInHand:
     def __init__(self, job: Job, on_change: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.job = job
         self.stop = asyncio.Event()
-        self.progress = Progress("preparing", 0.0)
+        self.progress = Progress(PREPARING, 0.0)
         self._on_change = on_change
         self._clock = clock
         self._lost = False
@@ -68,6 +71,10 @@ class JobInHand:
         if self._at_engine_since is None or fraction == 0:
             return float("inf")
         return (self._clock() - self._at_engine_since) * (1 - fraction) / fraction
+
+    def seconds_preparing(self) -> float:
+        """Seconds for which the job has been prepared so far; 0 once that is done."""
+        return self._clock() - self._claimed_at if self.progress.stage == PREPARING else 0.0
 
     def elapsed_ms(self) -> int:
         """Milliseconds since the job was claimed."""

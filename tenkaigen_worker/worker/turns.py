@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from uuid import UUID
 
@@ -13,8 +13,10 @@ from tenkaigen_worker.worker.in_hand import JobInHand
 
 # Pictures wait in the spool until they are stored: past this many jobs, storage is slower than the engine.
 PUBLISHING_AT_MOST = 2
-
-
+# Jobs that are prepared or run at once, when one after the other is slow to prepare.
+HELD_AT_MOST = 3
+# A job that is prepared for longer than this holds nobody up: another may be claimed beside it.
+SLOW_AFTER_SECONDS = 2.0
 # Different jobs that the engine failed in a row, before no other is risked on it.
 FAILURES_AT_MOST = 3
 # A job that was prepared ahead is given back when the engine is not free by then.
@@ -29,7 +31,8 @@ class EngineTurns:
     """One recipe at a time at the engine; the first job that is ready goes first.
 
     The engine should never wait for a row, and no row should wait behind a busy worker while another is idle. So the
-    next job is claimed when the running one is expected to end within ``prefetch_seconds``, and not before.
+    next job is claimed when the running one is expected to end within ``prefetch_seconds``, and not before. A job that
+    is slow to prepare does not count as the next one.
     ``on_gap`` is told how long the engine stood idle between two jobs, in seconds, where the second was claimed before
     the first had ended: an empty queue is no gap.
     """
@@ -58,7 +61,10 @@ class EngineTurns:
 
     def may_claim(self) -> bool:
         """Whether a job claimed now would find the engine free, or nearly so."""
-        if self._coming or len(self._publishing) >= PUBLISHING_AT_MOST:
+        held = len(self._coming) + (self._running is not None)
+        if held >= HELD_AT_MOST or len(self._publishing) >= PUBLISHING_AT_MOST:
+            return False
+        if not all(hand.seconds_preparing() >= SLOW_AFTER_SECONDS for hand in self._coming):
             return False
         return self._running is None or self._running.seconds_left() <= self._prefetch_seconds
 
@@ -69,7 +75,8 @@ class EngineTurns:
     async def until_changed(self) -> None:
         """Wait until :meth:`may_claim` may answer something else."""
         self._changed.clear()
-        await self._changed.wait()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), SLOW_AFTER_SECONDS if self._coming else None)
 
     def expect(self, hand: JobInHand) -> None:
         """Count a claimed job that will come to the engine once it is prepared."""

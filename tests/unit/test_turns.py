@@ -9,7 +9,7 @@ import pytest
 
 from tenkaigen_worker.engine.base import Step
 from tenkaigen_worker.worker.in_hand import JobInHand
-from tenkaigen_worker.worker.turns import PUBLISHING_AT_MOST, EngineTurns
+from tenkaigen_worker.worker.turns import PUBLISHING_AT_MOST, SLOW_AFTER_SECONDS, EngineTurns
 from tests.unit.examples import Clock, claimed
 
 
@@ -52,6 +52,40 @@ async def test_claims_when_the_engine_is_free_and_only_one_job_at_a_time(claim: 
 
     turns.leave(hand)
     assert turns.may_claim()
+
+
+async def test_a_job_that_is_slow_to_prepare_does_not_keep_the_engine_idle(
+    claim: Callable[[], JobInHand], clock: Clock
+) -> None:
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    slow = claim()
+    turns.expect(slow)
+    clock.now += SLOW_AFTER_SECONDS
+    assert turns.may_claim()
+
+    quick = claim()
+    turns.expect(quick)
+    quick.enter("waiting")
+    clock.now += SLOW_AFTER_SECONDS
+    assert not turns.may_claim(), "this one is ready for the engine"
+
+    turns.leave(quick)
+    turns.expect(claim())
+    clock.now += SLOW_AFTER_SECONDS
+    assert turns.may_claim()
+
+    turns.expect(claim())
+    clock.now += SLOW_AFTER_SECONDS
+    assert not turns.may_claim(), "three are enough"
+
+
+async def test_looks_again_while_a_job_is_prepared(
+    claim: Callable[[], JobInHand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenkaigen_worker.worker.turns.SLOW_AFTER_SECONDS", 0.01)
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    turns.expect(claim())
+    await turns.until_changed()
 
 
 async def test_claims_the_next_job_when_the_running_one_is_about_to_end(
