@@ -9,7 +9,6 @@ from collections.abc import Callable
 from tenkaigen_worker.engine.base import Step
 from tenkaigen_worker.jobs import Job, Progress
 
-
 PREPARING = "preparing"
 
 

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import asyncpg
 import pytest
+from asyncpg.pool import PoolConnectionProxy
 
 from tenkaigen_worker.database.queue import QUERIES as QUEUE
 from tenkaigen_worker.database.upkeep import QUERIES as UPKEEP
+
+if TYPE_CHECKING:
+    Connection = PoolConnectionProxy[asyncpg.Record]
 
 USER = UUID(int=7)
 RUNNING = 50
 
 # Finished rows of 5,000 users, queued ones, and some that run. The triggers would only take their time.
-FILL = f"""
+FINISHED = """
 SET LOCAL session_replication_role = replica;
 INSERT INTO generation_jobs (prompt, user_id, status, created_at, completed_at)
 SELECT 'old', lpad(to_hex(n % 5000), 32, '0')::uuid, 'completed', now() - n * interval '1 second', now()
 FROM generate_series(1, 100000) n;
+"""
+QUEUED = """
+SET LOCAL session_replication_role = replica;
 INSERT INTO generation_jobs (prompt, user_id, fair_at)
 SELECT 'new', lpad(to_hex(n % 5000), 32, '0')::uuid, now() - n * interval '1 second' FROM generate_series(1, 10000) n;
+"""
+PROCESSING = f"""
 INSERT INTO generation_jobs (prompt, status, lease_token, attempt, started_at, lease_expires_at)
 SELECT 'running', 'processing', 1, 1, now(), now() + interval '1 minute'
 FROM generate_series(1, {RUNNING}) n;
@@ -35,7 +44,7 @@ MY_LAST_JOBS = "SELECT * FROM generation_jobs WHERE user_id = $1 ORDER BY create
 @pytest.fixture
 async def large(pool: asyncpg.Pool[Any]) -> asyncpg.Pool[Any]:
     async with pool.acquire() as connection, connection.transaction():
-        await connection.execute(FILL, timeout=240)
+        await connection.execute(FINISHED + QUEUED + PROCESSING, timeout=240)
     await pool.execute("VACUUM ANALYZE generation_jobs", timeout=240)
     return pool
 
@@ -61,6 +70,39 @@ async def test_plans_on_a_large_table(large: asyncpg.Pool[Any]) -> None:
         "generation_jobs_pkey": 1,
     }
     assert await scans(large, MY_LAST_JOBS, USER) == {"generation_jobs_by_user_idx": 20}
+
+
+async def test_a_place_is_found_through_its_own_index_whatever_the_statistics_say(pool: asyncpg.Pool[Any]) -> None:
+    """The queue was empty when the server last looked, and is full now: as after a sale has begun."""
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(FINISHED, timeout=240)
+    await pool.execute("VACUUM ANALYZE generation_jobs", timeout=240)
+    await pool.execute("ALTER TABLE generation_jobs SET (autovacuum_enabled = false)")
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(QUEUED)
+
+    async with pool.acquire() as connection:
+        assert await reads_of_an_insert(connection) == {"generation_jobs_place_idx": 1}
+        await connection.execute("ANALYZE generation_jobs")
+        assert await reads_of_an_insert(connection) == {"generation_jobs_place_idx": 1}
+
+
+async def reads_of_an_insert(connection: Connection) -> Mapping[str, int]:
+    """Queue a job of a user who has some, and answer how many entries of which index that read."""
+    before = await reads(connection)
+    await connection.execute("INSERT INTO generation_jobs (prompt, user_id) VALUES ('mine', $1)", USER)
+    after = await reads(connection)
+    return {name: count - before[name] for name, count in after.items() if count > before[name]}
+
+
+async def reads(connection: Connection) -> Mapping[str, int]:
+    """How many entries of each index, and rows of the table without one, were read so far."""
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    rows = await connection.fetch(
+        "SELECT indexrelname AS name, idx_tup_read AS read FROM pg_stat_user_indexes WHERE relname = 'generation_jobs'"
+        " UNION SELECT relname, seq_tup_read FROM pg_stat_user_tables WHERE relname = 'generation_jobs'"
+    )
+    return {row["name"]: row["read"] for row in rows}
 
 
 async def scans(pool: asyncpg.Pool[Any], query: str, *values: object) -> Mapping[str, int]:
