@@ -34,6 +34,8 @@ ENVIRON = {
     "TENKAIGEN_WORKER__PROGRESS_SECONDS": "0.1",
 }
 FEED_SECONDS = 0.3
+# How long the queue stays empty now and then: idle workers are killed, too.
+DRY_SECONDS = 2.0
 # A job that keeps its place is hit again and again; 20 attempts are the most that the table allows.
 SPARED_FROM = 8
 SPARE = "UPDATE generation_jobs SET priority = -1 WHERE status = 'queued' AND attempt >= $1"
@@ -43,7 +45,7 @@ LOOK_SECONDS = 0.002
 STARTING, STORING = "starting", "storing"
 WORKER_AIMS = {
     STARTING: 1.5,
-    "worker_ready": 0.1,
+    "worker_ready": 0.2,
     "job_claimed": 0.01,
     "job_generating": 0.2,
     STORING: 0.03,
@@ -193,20 +195,22 @@ def _last_actions(worker: Program) -> dict[str, str]:
 
 
 async def feed(pool: asyncpg.Pool, wanted: int, until: Callable[[], bool]) -> None:
-    """Keep so many jobs waiting, all of them due now, until no more are needed; then only keep them due."""
+    """Queue so many jobs whenever none is left, after a while without, and keep all due; in the end only that."""
     number = 0
+    moments = random.Random(wanted)
     while True:
         await skip_backoff(pool)
         await pool.execute(SPARE, SPARED_FROM)
-        waiting = await pool.fetchval("SELECT count(*) FROM generation_jobs WHERE status = 'queued'")
-        for _ in range(0 if until() else wanted - waiting):
-            number += 1
-            await pool.execute(
-                "INSERT INTO generation_jobs (prompt, count, width, height, max_attempts) VALUES ($1, $2, $3, $3, 20)",
-                f"A phoenix, take {number} [slow 0.03]",
-                1 + number % 2,
-                512,
-            )
+        if not until() and not await pool.fetchval(
+            "SELECT EXISTS (SELECT FROM generation_jobs WHERE status = 'queued')"
+        ):
+            await asyncio.sleep(moments.uniform(0, DRY_SECONDS))
+            rows = [
+                (f"A phoenix, take {n} [slow 0.03]", 1 + n % 2, 512, 512, 20) for n in range(number, number + wanted)
+            ]
+            columns = ["prompt", "count", "width", "height", "max_attempts"]
+            await pool.copy_records_to_table("generation_jobs", records=rows, columns=columns)
+            number += wanted
         await asyncio.sleep(FEED_SECONDS)
 
 
