@@ -29,7 +29,7 @@ demo: install ## Three pictures from three inserted rows
 	$(BIN)/tenkaigen demo
 
 test: install ## All tests, with a real PostgreSQL and the real pipeline on small weights
-	$(PYTEST)
+	$(PYTEST) -n auto
 
 check: install ## Formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -25,6 +25,7 @@ TEST = [
     "pytest>=9,<10",
     "pytest-asyncio>=1.5,<2",
     "pytest-timeout>=2.4,<3",
+    "pytest-xdist>=3.8,<4",
     "ruff>=0.17,<0.18",
     "types-PyYAML>=6.0",
 ]
