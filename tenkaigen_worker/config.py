@@ -82,6 +82,13 @@ class DatabaseSettings(Section):
             raise ValueError("should be a URL such as postgresql://user@host:5432/database")
         return url
 
+    @model_validator(mode="after")
+    def _listens_to_the_same_server(self) -> Self:
+        if self.listen_url is not None and self.url.get_secret_value() == "embedded":
+            text = "leads to another server than database.url: embedded; leave it out, or name the server in both"
+            raise _disagree(text, "listen_url", "url")
+        return self
+
 
 class PhaseLimits(Section):
     """How long the engine may be silent in each phase before it is taken for dead."""

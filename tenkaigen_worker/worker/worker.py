@@ -59,6 +59,7 @@ class Worker:
         self._work_may_wait = asyncio.Event()
         self._beat_at = self._last_beat = monotonic()
         self._beat_sooner = asyncio.Event()
+        self._renewed = asyncio.Event()
 
     async def run(self, *, listening: Callable[[], bool]) -> None:
         """Claim and run jobs; returns when stopped or drained, with every job finished or given back.
@@ -126,7 +127,7 @@ class Worker:
                     return await self._tools.queue.claim()
             except DatabaseError as error:
                 log.warning("%s", error, extra={"action": "claim_failed"})
-                await unless(self._stopping, asyncio.sleep(DATABASE_PAUSE))
+                await unless(self._stopping, self._until_renewed())
             except EngineError as error:
                 log.error("The engine cannot be used: %s", error, extra={"action": "engine_unusable"})
                 await unless(self._stopping, asyncio.sleep(ENGINE_PAUSE))
@@ -200,10 +201,18 @@ class Worker:
             self._beat_at = self._last_beat + self._settings.heartbeat_seconds
             try:
                 await self._beat()
+                self._renewed.set()
             except DatabaseError as error:
                 log.warning("%s", error, extra={"action": "heartbeat_failed"})
                 await asyncio.sleep(DATABASE_PAUSE)
                 self._beat_at = monotonic()
+
+    async def _until_renewed(self) -> None:
+        """Wait until the database is back and has renewed the leases: what is held comes before what is new."""
+        await asyncio.sleep(DATABASE_PAUSE)
+        self._renewed.clear()
+        self._schedule_beat(monotonic())
+        await self._renewed.wait()
 
     async def _beat(self) -> None:
         if not self._held:

@@ -256,6 +256,10 @@ worker:
 class TestSettingsThatDoNotFitTogether:
     """Each value is fine, both together are not."""
 
+    def test_listening_elsewhere_needs_a_server_of_ones_own(self) -> None:
+        (problem,) = problems("database:\n  listen_url: postgresql://worker@db:5432/shop\n")
+        assert problem.startswith("worker.yaml:2: database.listen_url: leads to another server than database.url")
+
     def test_a_heartbeat_must_leave_room_for_another(self) -> None:
         (problem,) = problems("worker:\n  lease_seconds: 60\n  heartbeat_seconds: 30\n")
         assert problem.startswith("worker.yaml:3: worker.heartbeat_seconds: should be less than half of")

@@ -127,6 +127,27 @@ async def test_an_outage_of_the_database_is_waited_for(queue: EmptyQueue) -> Non
     assert queue.claims == 4
 
 
+async def test_after_an_outage_leases_are_renewed_before_more_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class AwayQueue(EmptyQueue):
+        async def claim(self) -> Job | None:
+            calls.append("claim")
+            return await super().claim()
+
+    async def beat(self: Worker) -> None:
+        if queue.claims:
+            calls.append("heartbeat")
+        if calls == ["claim", "heartbeat"]:
+            raise DatabaseError("the database is still away")
+
+    monkeypatch.setattr(Worker, "_beat", beat)
+    queue = AwayQueue()
+    queue.failures = 1
+    await worker(queue, StubbornEngine(), drain=True).run(listening=deaf)
+    assert calls == ["claim", "heartbeat", "heartbeat", "claim"]
+
+
 async def test_draining_waits_for_jobs_that_are_due_a_little_later(queue: EmptyQueue) -> None:
     queue.later = [True, True]
     await worker(queue, StubbornEngine(), drain=True).run(listening=deaf)
