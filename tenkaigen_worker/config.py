@@ -127,6 +127,11 @@ class GenerationSettings(Section):
     default_width: Size | None = None
     default_height: Size | None = None
 
+    @property
+    def mode_names(self) -> tuple[str, ...]:
+        """The names of the modes, the default one first."""
+        return (self.default_mode, *(name for name in self.modes if name != self.default_mode))
+
     @model_validator(mode="after")
     def _default_is_a_mode(self) -> Self:
         if self.default_mode not in self.modes:

@@ -10,8 +10,9 @@ from uuid import UUID
 
 from aiohttp import web
 
-from tenkaigen_worker.config import GenerationSettings
+from tenkaigen_worker.api.offers import Offers
 from tenkaigen_worker.jobs import JobView
+from tenkaigen_worker.offers import Line
 from tenkaigen_worker.plugin.manager import Plugins
 
 
@@ -33,6 +34,9 @@ class Submissions(Protocol):
 
     async def get(self, job_id: UUID) -> JobView | None:
         """One row, or ``None``."""
+
+    async def line(self, job_id: UUID) -> Line | None:
+        """What is before a queued job that is due, or ``None``."""
 
     async def cancel(self, job_id: UUID) -> JobView | None:
         """Ask for it to be canceled; its row as it is now, or ``None``."""
@@ -58,7 +62,7 @@ class Parts:
     submissions: Submissions
     files: Files
     plugins: Plugins
-    generation: GenerationSettings
+    offers: Offers
     check: Callable[[], Awaitable[None]]
 
 

@@ -13,8 +13,8 @@ from tenkaigen_worker.api.errors import RETRY_AFTER_SECONDS, Problem
 from tenkaigen_worker.api.parts import PARTS
 from tenkaigen_worker.api.views import status_body
 from tenkaigen_worker.errors import ConflictError, DatabaseError
-from tenkaigen_worker.jobs import JobView
-from tenkaigen_worker.request import read_request, request_hash
+from tenkaigen_worker.jobs import JobView, Status
+from tenkaigen_worker.request import request_hash
 
 _NEVER_KEPT = {"Cache-Control": "no-store"}
 
@@ -24,7 +24,7 @@ async def post_generate(request: web.Request) -> web.Response:
     parts = request.app[PARTS]
     key = read_idempotency_key(request)
     fields = await read_object(request)
-    asked = read_request(fields, styles=parts.plugins.style_names, modes=parts.generation.modes)
+    asked = await parts.offers.read_request(fields)
     try:
         job = await parts.submissions.submit(
             asked.columns(), user_id=None, idempotency_key=key, request_hash=request_hash(asked)
@@ -38,8 +38,11 @@ async def post_generate(request: web.Request) -> web.Response:
 async def get_status(request: web.Request) -> web.Response:
     """``GET /api/generate/status/{jobId}``: how far the job is."""
     job_id = read_job_id(request)
-    job = _found(job_id, await request.app[PARTS].submissions.get(job_id))
-    return web.json_response(status_body(job), headers=_NEVER_KEPT)
+    parts = request.app[PARTS]
+    job = _found(job_id, await parts.submissions.get(job_id))
+    line = await parts.submissions.line(job_id) if job.status is Status.QUEUED else None
+    seconds = (await parts.offers.now()).seconds_until_done(line) if line else None
+    return web.json_response(status_body(job, line, seconds), headers=_NEVER_KEPT)
 
 
 async def post_cancel(request: web.Request) -> web.Response:
@@ -57,9 +60,11 @@ async def post_retry(request: web.Request) -> web.Response:
 
 async def get_styles(request: web.Request) -> web.Response:
     """``GET /api/styles``: what ``style`` may be, and which plugin files are broken."""
-    plugins = request.app[PARTS].plugins
-    styles = [{"name": style.name, "description": style.description} for style in plugins.styles]
-    return web.json_response({"styles": styles, "problems": list(map(str, plugins.problems))}, headers=_NEVER_KEPT)
+    parts = request.app[PARTS]
+    offered = await parts.offers.styles()
+    styles = [{"name": name, "description": description} for name, description in offered.items()]
+    problems = list(map(str, parts.plugins.problems))
+    return web.json_response({"styles": styles, "problems": problems}, headers=_NEVER_KEPT)
 
 
 async def get_healthz(_request: web.Request) -> web.Response:

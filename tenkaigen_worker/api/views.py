@@ -6,11 +6,16 @@ from datetime import datetime
 from typing import Any
 
 from tenkaigen_worker.jobs import JobView, Output, Status
+from tenkaigen_worker.offers import Line
 
 
-def status_body(job: JobView) -> dict[str, Any]:
-    """A job as pages poll for it: they know four statuses, so a canceled job reads as failed and says why."""
-    body = job_body(job)
+def status_body(job: JobView, line: Line | None = None, seconds: int | None = None) -> dict[str, Any]:
+    """A job as pages poll for it: they know four statuses, so a canceled job reads as failed and says why.
+
+    ``line`` is what is before a job that waits, ``seconds`` when it will probably be done.
+    """
+    waits = {"queue_position": line.position if line else None, "estimated_seconds": seconds}
+    body = job_body(job) | waits
     if job.status is not Status.CANCELED:
         return body
     return {**body, "status": Status.FAILED, "error_code": "canceled", "error_message": "this job was canceled"}

@@ -39,10 +39,12 @@ def api(ctx: click.Context, until_stdin_closes: bool) -> None:
 
 async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.api.app import make_app
+    from tenkaigen_worker.api.offers import Offers
     from tenkaigen_worker.api.parts import Parts
     from tenkaigen_worker.api.serve import serving
     from tenkaigen_worker.database.migrate import check_schema
     from tenkaigen_worker.database.submissions import Submissions
+    from tenkaigen_worker.database.workers import PostgresWorkers
     from tenkaigen_worker.maintenance import maintain
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.storage.factory import make_storage
@@ -53,7 +55,8 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     plugins = Plugins.load(settings.plugins)
     async with opened(settings, "tenkaigen api") as pool:
         check = partial(check_schema, pool)
-        parts = Parts(Submissions(pool), make_storage(settings), plugins, settings.generation, check)
+        offers = Offers(PostgresWorkers(pool), plugins, settings.generation)
+        parts = Parts(Submissions(pool), make_storage(settings), plugins, offers, check)
         async with serving(make_app(parts, settings.api), settings.api) as url, asyncio.TaskGroup() as tasks:
             upkeep = tasks.create_task(maintain(pool, settings.worker))
             say_ready(url)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
     from tenkaigen_worker.database.migrate import Migration
     from tenkaigen_worker.database.submissions import Stats
+    from tenkaigen_worker.offers import Announcement
 
 
 @click.command()
@@ -116,7 +117,7 @@ def _find_psql(*, embedded: bool) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def stats(ctx: click.Context, hours: int, as_json: bool) -> None:
-    """Count jobs by status, with times, storage and cost.
+    """Count jobs by status, with times, storage and cost, and list the workers that are live.
 
     \b
     Example:
@@ -126,19 +127,21 @@ def stats(ctx: click.Context, hours: int, as_json: bool) -> None:
     import json
 
     settings = load_settings(ctx).settings
-    found = run(_stats(settings, hours))
+    found, workers = run(_stats(settings, hours))
     cost = _cost_per_picture(found, settings.cost.gpu_hourly_usd)
     if as_json:
-        click.echo(json.dumps(_as_json(found, cost), indent=2))
+        click.echo(json.dumps(_as_json(found, cost) | {"workers": list(map(_worker_as_json, workers))}, indent=2))
     else:
         _print(found, cost)
+        _print_workers(workers)
 
 
-async def _stats(settings: Settings, hours: int) -> Stats:
+async def _stats(settings: Settings, hours: int) -> tuple[Stats, Sequence[Announcement]]:
     from tenkaigen_worker.database.submissions import Submissions
+    from tenkaigen_worker.database.workers import PostgresWorkers
 
     async with opened(settings, "tenkaigen stats") as pool:
-        return await Submissions(pool).stats(hours)
+        return await Submissions(pool).stats(hours), await PostgresWorkers(pool).live()
 
 
 def _cost_per_picture(found: Stats, gpu_hourly_usd: float | None) -> float | None:
@@ -160,6 +163,21 @@ def _as_json(found: Stats, cost: float | None) -> dict[str, object]:
     }
 
 
+def _worker_as_json(worker: Announcement) -> dict[str, object]:
+    return {
+        "id": worker.worker_id,
+        "host": worker.host,
+        "version": worker.version,
+        "backend": worker.backend,
+        "model": worker.model,
+        "demo": worker.demo,
+        "state": worker.state.value,
+        "styles": list(worker.styles),
+        "modes": list(worker.modes),
+        "picture_ms": dict(worker.picture_ms),
+    }
+
+
 def _print(found: Stats, cost: float | None) -> None:
     from rich.console import Console
     from rich.filesize import decimal
@@ -178,3 +196,20 @@ def _print(found: Stats, cost: float | None) -> None:
         console.print(f"${cost:.4f} per picture, workers busy for {found.gpu_seconds / 3600:.2f} h")
     elif found.pictures:
         console.print("set cost.gpu_hourly_usd to see a price per picture")
+
+
+def _print_workers(workers: Sequence[Announcement]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("worker", "backend", "state", "modes", title="Live workers", title_justify="left")
+    for worker in workers:
+        modes = "\n".join(_mode_with_pace(mode, worker.picture_ms.get(mode)) for mode in worker.modes)
+        # As Text, so that a name in brackets is not taken for markup.
+        table.add_row(Text(worker.worker_id), worker.backend, worker.state.value, Text(modes))
+    Console().print(table if workers else "No worker is live.")
+
+
+def _mode_with_pace(mode: str, ms: float | None) -> str:
+    return mode if ms is None else f"{mode}, {ms / 1000:.1f} s per picture"

@@ -52,11 +52,13 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
     from tenkaigen_worker.database.queue import PostgresQueue
     from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.database.wakeups import Wakeups
+    from tenkaigen_worker.database.workers import PostgresWorkers
     from tenkaigen_worker.engine.host import EngineProcess
     from tenkaigen_worker.maintenance import maintain
     from tenkaigen_worker.metrics import Metrics
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.storage.factory import make_storage
+    from tenkaigen_worker.worker.announce import Announcer
     from tenkaigen_worker.worker.health import health_endpoint
     from tenkaigen_worker.worker.spool import Spool
     from tenkaigen_worker.worker.tools import Tools
@@ -77,7 +79,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
         engine = EngineProcess(settings.engine)
         stack.push_async_callback(engine.stop)
         queue = PostgresQueue(pool, worker_id, settings.worker.lease_seconds)
-        tools = Tools(queue, engine, storage, spool, plugins, settings.generation, Metrics())
+        tools = Tools(queue, engine, storage, spool, plugins, settings.generation, Metrics(), PostgresWorkers(pool))
 
         worker = Worker(tools, settings.worker, drain=drain)
 
@@ -94,7 +96,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
                 depth=submissions.depth,
             )
             await stack.enter_async_context(endpoint)
-        await engine.start()
+        announcer = Announcer(worker_id, (await engine.start()).model, tools, worker.problems)
 
         wakeups = Wakeups(settings.database, dsn, pool, on_jobs=worker.work_may_wait, on_cancel=worker.cancel_may_wait)
         await stack.enter_async_context(wakeups)
@@ -103,6 +105,8 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
         say_ready(f"worker {worker_id} takes jobs")
         async with asyncio.TaskGroup() as tasks:
             upkeep = tasks.create_task(maintain(pool, settings.worker), name="maintenance")
+            announcing = tasks.create_task(announcer.run(), name="announce")
             await worker.run(listening=lambda: wakeups.proven)
+            announcing.cancel()
             upkeep.cancel()
     log.info("Worker %s has ended", worker_id, extra={"action": "worker_ended", "worker_id": worker_id})

@@ -13,6 +13,7 @@ from tenkaigen_worker.database.faults import database_faults, explain
 from tenkaigen_worker.database.queries import load_queries
 from tenkaigen_worker.errors import ConflictError, FieldProblem, InputError, LimitError
 from tenkaigen_worker.jobs import JobView, Output, QueueDepth, Status
+from tenkaigen_worker.offers import LINE_AT_MOST, Line, Work
 
 # What a JobView takes from a row as it is, and all that it is made of.
 _AS_THEY_ARE = (
@@ -94,6 +95,18 @@ class Submissions:
         with database_faults(f"cannot read job {job_id}"):
             row = await self._pool.fetchrow(QUERIES["get"], job_id)
         return _view(row) if row else None
+
+    async def line(self, job_id: UUID) -> Line | None:
+        """What is before a queued job that is due; ``None`` when there is no such job."""
+        with database_faults(f"cannot see what is before job {job_id}"):
+            rows = await self._pool.fetch(QUERIES["line"], job_id, LINE_AT_MOST)
+        work: dict[str, list[Work]] = {"own": [], "queued": [], "running": []}
+        for row in rows:
+            work[row["part"]].append(Work(row["mode"], row["pictures"]))
+        if not work["own"]:
+            return None
+        position = sum(row["jobs"] for row in rows if row["part"] == "queued")
+        return Line(position, (*work["queued"], *work["running"]), work["own"][0])
 
     async def cancel(self, job_id: UUID) -> JobView | None:
         """Ask for a job to be canceled, and answer how it stands; ``None`` when there is no such job.

@@ -4,6 +4,52 @@
 -- Primary key.
 SELECT {columns} FROM generation_jobs WHERE id = $1;
 
+-- name: line
+-- Primary key for the job itself; before it, in the order of the claim, at most $2 entries of
+-- generation_jobs_queued_idx; and generation_jobs_processing_idx. A higher priority and an earlier place of the same one
+-- are two ranges of the index, and must be asked for as two: together they would be a filter over all of it.
+WITH own AS MATERIALIZED (
+    SELECT priority, fair_at, seq, mode, count
+    FROM generation_jobs
+    WHERE id = $1 AND status = 'queued' AND run_at <= now()
+),
+work AS (
+    SELECT 'own' AS part, mode, count AS pictures FROM own
+    UNION ALL
+    SELECT 'queued', ahead.mode, ahead.count
+    FROM own AS mine
+    CROSS JOIN LATERAL (
+        (
+            SELECT mode, count
+            FROM generation_jobs
+            WHERE status = 'queued' AND priority > mine.priority
+                AND run_at <= now() AND (expires_at IS NULL OR expires_at > now())
+            ORDER BY priority DESC, fair_at, seq
+            LIMIT $2
+        )
+        UNION ALL
+        (
+            SELECT mode, count
+            FROM generation_jobs
+            WHERE status = 'queued' AND priority = mine.priority AND (fair_at, seq) < (mine.fair_at, mine.seq)
+                AND run_at <= now() AND (expires_at IS NULL OR expires_at > now())
+            ORDER BY priority DESC, fair_at, seq
+            LIMIT $2
+        )
+        LIMIT $2
+    ) AS ahead
+    UNION ALL
+    (
+        SELECT 'running', mode, count * (1 - progress)
+        FROM generation_jobs
+        WHERE status = 'processing' AND EXISTS (SELECT FROM own)
+        LIMIT $2
+    )
+)
+SELECT part, mode, count(*)::integer AS jobs, sum(pictures)::double precision AS pictures
+FROM work
+GROUP BY part, mode;
+
 -- name: by_key
 -- generation_jobs_idempotency_key.
 SELECT {columns}, request_hash

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from tenkaigen_worker.names import suggest
 from tenkaigen_worker.plugin.hookspecs import hookimpl
 from tenkaigen_worker.plugin.problems import BrokenPlugin, Problem
-from tenkaigen_worker.plugin.types import PLACEHOLDER, Style, check_name, check_template, check_words
+from tenkaigen_worker.plugin.types import PLACEHOLDER, Style, check_characters, check_name, check_template, check_words
 from tenkaigen_worker.yaml_lines import NotReadable, read_document
 
 
@@ -22,7 +22,7 @@ class StyleFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: Annotated[str, AfterValidator(check_name)]
-    description: str = ""
+    description: Annotated[str, AfterValidator(check_characters)] = ""
     prompt: Annotated[str, AfterValidator(check_template)] = PLACEHOLDER
     negative_prompt: Annotated[str, AfterValidator(check_words)] = ""
     replaces: bool = False

@@ -20,7 +20,7 @@ class Style:
     user's own. ``replaces`` allows this style to take the place of another of the same name. ``origin``, the file or
     package it came from, is filled in when it is loaded.
 
-    Raises ``ValueError`` when the name or the template cannot be used.
+    Raises ``ValueError`` when one of them cannot be used.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Style:
         check_name(self.name)
         check_template(self.prompt)
         check_words(self.negative_prompt)
+        check_characters(self.description)
 
 
 def check_name(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 # Between two tries to write an outcome, in seconds.
 BETWEEN_WRITES = wait_random_exponential(multiplier=0.5, max=15)
+# For so long a job that another worker can make is kept from this one.
+FOR_OTHERS = timedelta(seconds=5)
 
 
 async def complete(job: Job, completion: Completion, tools: Tools) -> None:
@@ -87,6 +90,13 @@ async def give_back(job: Job, tools: Tools) -> None:
     else:
         log.info("Job %s is given back to the queue", job.id, extra=_extra(job, "job_released"))
     await drop_files(attempt_prefix(job), tools)
+
+
+async def leave_to_others(job: Job, missing: Exception, tools: Tools) -> None:
+    """Return the job to the queue with its attempt, for a worker that has what this one is ``missing``."""
+    if not await persist(job, lambda: tools.queue.release(job.lease, delay=FOR_OTHERS)):
+        return await lost(job, tools)
+    log.info("Job %s is left to another worker: %s", job.id, missing, extra=_extra(job, "job_elsewhere"))
 
 
 async def lost(job: Job, tools: Tools) -> None:

@@ -11,6 +11,7 @@ from tenkaigen_worker.errors import Code, JobError
 from tenkaigen_worker.jobs import Completion, Failure, Output
 from tenkaigen_worker.recipe import Recipe
 from tenkaigen_worker.worker import outcomes
+from tenkaigen_worker.worker.elsewhere import has_a_place
 from tenkaigen_worker.worker.in_hand import CancelRequested, JobInHand, LeaseLost
 from tenkaigen_worker.worker.prepare import read, resolve_request
 from tenkaigen_worker.worker.publish import publish
@@ -35,6 +36,8 @@ async def run_job(hand: JobInHand, turns: EngineTurns, tools: Tools) -> None:
     except EngineBusy:
         return await outcomes.give_back(job, tools)
     except JobError as error:
+        if await has_a_place(job, error, tools):
+            return await outcomes.leave_to_others(job, error, tools)
         return await outcomes.fail(job, Failure(error.code, str(error)), tools)
     except asyncio.CancelledError:
         await outcomes.give_back(job, tools)
@@ -98,6 +101,7 @@ async def _generate(
             # Storing a picture goes on beside the making of the next one, and beside the next job.
             uploads.append(asyncio.create_task(publish(picture, recipe, hand.job, tools)))
             watch.add(picture.timings_ms)
+            tools.pace.note(recipe.mode, picture.timings_ms)
 
 
 class StageWatch:

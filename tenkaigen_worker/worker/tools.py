@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tenkaigen_worker.config import GenerationSettings
 from tenkaigen_worker.engine.base import Engine
 from tenkaigen_worker.jobs import Queue
 from tenkaigen_worker.metrics import Metrics
+from tenkaigen_worker.offers import Workers
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.base import Storage
+from tenkaigen_worker.worker.pace import Pace
 from tenkaigen_worker.worker.spool import Spool
 
 
@@ -24,3 +26,5 @@ class Tools:
     plugins: Plugins
     generation: GenerationSettings
     metrics: Metrics
+    workers: Workers
+    pace: Pace = field(default_factory=Pace)

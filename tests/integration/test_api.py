@@ -13,11 +13,13 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from tenkaigen_worker.api.app import make_app
+from tenkaigen_worker.api.offers import Offers
 from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.config import Settings
 from tenkaigen_worker.database.connect import open_pool
 from tenkaigen_worker.database.migrate import check_schema
 from tenkaigen_worker.database.submissions import Submissions
+from tenkaigen_worker.database.workers import PostgresWorkers
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.factory import make_storage
 from tenkaigen_worker.storage.local import LocalStorage
@@ -45,7 +47,8 @@ def plugin_folder(tmp_path: Path) -> Path:
 
 def client_of(pool: asyncpg.Pool, settings: Settings, storage: LocalStorage) -> TestClient[Any, Any]:
     plugins = Plugins.load(settings.plugins)
-    parts = Parts(Submissions(pool), storage, plugins, settings.generation, partial(check_schema, pool))
+    offers = Offers(PostgresWorkers(pool), plugins, settings.generation)
+    parts = Parts(Submissions(pool), storage, plugins, offers, partial(check_schema, pool))
     return TestClient(TestServer(make_app(parts, settings.api)))
 
 

@@ -424,7 +424,13 @@ async def test_on_supabase_jobs_belong_to_users_and_are_closed_to_visitors(
 
         await migrate(connection)
 
-        closed = ("generation_jobs", "generation_settings", "generation_user_limits", "tenkaigen_migrations")
+        closed = (
+            "generation_jobs",
+            "generation_settings",
+            "generation_user_limits",
+            "generation_workers",
+            "tenkaigen_migrations",
+        )
         for table in closed:
             for visitor in visitors:
                 assert not await connection.fetchval("SELECT has_table_privilege($1, $2, 'SELECT')", visitor, table)

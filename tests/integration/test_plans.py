@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -12,7 +13,9 @@ import pytest
 from asyncpg.pool import PoolConnectionProxy
 
 from tenkaigen_worker.database.queue import QUERIES as QUEUE
+from tenkaigen_worker.database.submissions import QUERIES as SUBMISSIONS
 from tenkaigen_worker.database.upkeep import QUERIES as UPKEEP
+from tenkaigen_worker.offers import LINE_AT_MOST
 
 if TYPE_CHECKING:
     Connection = PoolConnectionProxy[asyncpg.Record]
@@ -72,6 +75,18 @@ async def test_plans_on_a_large_table(large: asyncpg.Pool[Any]) -> None:
     assert await scans(large, MY_LAST_JOBS, USER) == {"generation_jobs_by_user_idx": 20}
 
 
+async def test_the_line_before_a_job_is_read_and_no_more(large: asyncpg.Pool[Any]) -> None:
+    queued = await large.fetch("SELECT id FROM generation_jobs WHERE status = 'queued' ORDER BY fair_at, seq")
+    await large.execute("UPDATE generation_jobs SET priority = 1 WHERE id = $1", queued[-1]["id"])
+
+    for place, counted in ((7, 8), (5000, LINE_AT_MOST)):
+        assert await scans(large, SUBMISSIONS["line"], queued[place]["id"], LINE_AT_MOST) == {
+            "generation_jobs_pkey": 1,
+            "generation_jobs_queued_idx": counted,
+            "generation_jobs_processing_idx": RUNNING,
+        }
+
+
 async def test_a_place_is_found_through_its_own_index_whatever_the_statistics_say(pool: asyncpg.Pool[Any]) -> None:
     """The queue was empty when the server last looked, and is full now: as after a sale has begun."""
     async with pool.acquire() as connection, connection.transaction():
@@ -106,12 +121,16 @@ async def reads(connection: Connection) -> Mapping[str, int]:
 
 
 async def scans(pool: asyncpg.Pool[Any], query: str, *values: object) -> Mapping[str, int]:
-    """Run a query, and answer how many rows it found through which index; it may read the table in no other way."""
+    """Run a query, and answer how many rows it read through which index; it may read the table in no other way."""
     explained = json.loads(await pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *values))
     nodes = walk(explained[0]["Plan"])
     assert not [node for node in nodes if node["Node Type"] in {"Seq Scan", "Bitmap Heap Scan"}], explained
-    indexed = [node for node in nodes if "Index Name" in node]
-    return {node["Index Name"]: round(node["Actual Rows"] * node["Actual Loops"]) for node in indexed}
+    found: Counter[str] = Counter()
+    for node in nodes:
+        if "Index Name" in node:
+            rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+            found[node["Index Name"]] += round(rows * node["Actual Loops"])
+    return found
 
 
 def walk(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from tenkaigen_worker.jobs import Job, JobView, Lease, Status
+from tenkaigen_worker.offers import Announcement, WorkerState
 
 NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 QUEUED = JobView(
@@ -33,6 +35,50 @@ QUEUED = JobView(
     started_at=None,
     completed_at=None,
 )
+
+
+WORKER = Announcement(
+    worker_id="gpu-1",
+    host="gpu",
+    version="1.0",
+    backend="diffusers",
+    model="Qwen/Qwen-Image",
+    demo=False,
+    state=WorkerState.READY,
+    styles={"Standard": "", "Anime": "Vibrant"},
+    modes=("quality", "fast"),
+    picture_ms={"quality": 20_000},
+)
+
+
+class FakeWorkers:
+    """The table of workers as a list: ``said`` has every announcement, ``broken`` is raised by every question."""
+
+    def __init__(self, *live: Announcement) -> None:
+        self.rows = list(live)
+        self.said: list[Announcement] = []
+        self.announced = asyncio.Event()
+        self.left: list[str] = []
+        self.asked = 0
+        self.broken: Exception | None = None
+
+    async def announce(self, announcement: Announcement) -> None:
+        self._answer()
+        self.said.append(announcement)
+        self.announced.set()
+
+    async def leave(self, worker_id: str) -> None:
+        self.left.append(worker_id)
+        self._answer()
+
+    async def live(self) -> list[Announcement]:
+        self.asked += 1
+        self._answer()
+        return list(self.rows)
+
+    def _answer(self) -> None:
+        if self.broken:
+            raise self.broken
 
 
 class Clock:

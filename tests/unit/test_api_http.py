@@ -16,13 +16,15 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from tenkaigen_worker.api.app import make_app
+from tenkaigen_worker.api.offers import Offers
 from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.config import ApiSettings, GenerationSettings, PluginSettings
 from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, LimitError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
+from tenkaigen_worker.offers import Line, Work
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.local import LocalStorage
-from tests.unit.examples import NOW, QUEUED
+from tests.unit.examples import NOW, QUEUED, WORKER, Clock, FakeWorkers
 
 
 class Table:
@@ -31,6 +33,7 @@ class Table:
     def __init__(self) -> None:
         self.jobs = {QUEUED.id: QUEUED}
         self.submitted: list[dict[str, Any]] = []
+        self.before: Line | None = None
         self.broken: Exception | None = None
 
     async def submit(
@@ -43,6 +46,10 @@ class Table:
     async def get(self, job_id: UUID, user_id: UUID | None = None) -> JobView | None:
         self._answer()
         return self.jobs.get(job_id)
+
+    async def line(self, job_id: UUID) -> Line | None:
+        self._answer()
+        return self.before
 
     async def cancel(self, job_id: UUID) -> JobView | None:
         self._answer()
@@ -65,6 +72,11 @@ def table() -> Table:
 
 
 @pytest.fixture
+def workers() -> FakeWorkers:
+    return FakeWorkers()
+
+
+@pytest.fixture
 def outages() -> list[DatabaseError]:
     """Why no request can be served, if anything is in it."""
     return []
@@ -78,13 +90,16 @@ def plugin_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def parts(table: Table, outages: list[DatabaseError], storage: LocalStorage, plugin_folder: Path) -> Parts:
+def parts(
+    table: Table, workers: FakeWorkers, outages: list[DatabaseError], storage: LocalStorage, plugin_folder: Path
+) -> Parts:
     async def check() -> None:
         for outage in outages:
             raise outage
 
     plugins = Plugins.load(PluginSettings(paths=(plugin_folder,)))
-    return Parts(table, storage, plugins, GenerationSettings(), check)
+    offers = Offers(workers, plugins, GenerationSettings(), Clock())
+    return Parts(table, storage, plugins, offers, check)
 
 
 @pytest.fixture
@@ -234,7 +249,19 @@ async def test_the_status_of_a_queued_job(client: TestClient, table: Table) -> N
         "completed_at": None,
         "processing_time_ms": None,
         "demo": False,
+        "queue_position": None,
+        "estimated_seconds": None,
     }
+
+
+async def test_a_queued_job_says_how_long_it_will_wait(client: TestClient, table: Table, workers: FakeWorkers) -> None:
+    workers.rows = [WORKER, replace(WORKER, worker_id="gpu-2")]
+    table.before = Line(3, (Work(None, 3.0), Work("quality", 0.5)), Work("Quality", 2.0))
+    body = await status_of(client, table, QUEUED)
+    assert (body["queue_position"], body["estimated_seconds"]) == (3, 75)
+
+    body = await status_of(client, table, replace(QUEUED, status=Status.PROCESSING))
+    assert (body["queue_position"], body["estimated_seconds"]) == (None, None)
 
 
 async def test_the_status_of_a_completed_job(client: TestClient, table: Table) -> None:
@@ -309,6 +336,37 @@ async def test_styles_and_what_is_wrong_with_plugins(client: TestClient, plugin_
     body = await (await client.get("/api/styles")).json()
     assert {"name": "Ukiyo-e", "description": "Woodblock"} in body["styles"]
     assert [problem for problem in body["problems"] if "broken.yaml:1: unknown key 'nam'" in problem]
+
+
+async def test_styles_and_modes_are_those_of_live_workers(client: TestClient, workers: FakeWorkers) -> None:
+    workers.rows = [replace(WORKER, styles={"Ukiyo-e": "Woodblock", "art deco": "", "Standard": "Plain"})]
+    body = await (await client.get("/api/styles")).json()
+    assert body["styles"] == [
+        {"name": "Standard", "description": "Plain"},
+        {"name": "art deco", "description": ""},
+        {"name": "Ukiyo-e", "description": "Woodblock"},
+    ]
+    asked = {"prompt": "A fox", "style": "ukiyo e", "mode": "FAST"}
+    assert (await client.post("/api/generate", json=asked)).status == 202
+    response = await client.post("/api/generate", json={"prompt": "A fox", "style": "Anime"})
+    assert "Ukiyo-e" in (await problem(response, 400, "invalid_request"))["detail"]
+
+
+async def test_workers_are_not_asked_for_at_every_request(client: TestClient, workers: FakeWorkers) -> None:
+    workers.rows = [WORKER]
+    for _ in range(3):
+        assert (await client.post("/api/generate", json={"prompt": "A fox", "style": "Anime"})).status == 202
+    assert (await client.post("/api/generate", json={"prompt": "A fox", "width": 500})).status == 400
+    assert workers.asked == 1
+
+
+async def test_a_style_of_this_moment_is_looked_up_before_it_is_refused(
+    client: TestClient, workers: FakeWorkers
+) -> None:
+    workers.rows = [WORKER]
+    await client.get("/api/styles")
+    workers.rows = [replace(WORKER, styles={"Ukiyo-e": ""})]
+    assert (await client.post("/api/generate", json={"prompt": "A fox", "style": "Ukiyo-e"})).status == 202
 
 
 async def test_health_and_readiness(client: TestClient, outages: list[DatabaseError]) -> None:

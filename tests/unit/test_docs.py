@@ -270,7 +270,7 @@ def test_every_field_of_a_request_is_explained() -> None:
 
 def test_the_status_document_has_the_fields_it_shows() -> None:
     running, done = map(json.loads, blocks(section(API, "GET /api/generate/status/{job_id}"), "json"))
-    assert list(running) == list(status_body(QUEUED)) == list(job_body(QUEUED))
+    assert list(running) == list(status_body(QUEUED)) == [*job_body(QUEUED), "queue_position", "estimated_seconds"]
     assert set(done) <= set(running)
 
 

@@ -18,7 +18,7 @@ PACKAGE = Path(tenkaigen_worker.__file__).parent
 # for the rows of friends.
 LAYERS = (
     {"errors", "resources", "redact", "names"},
-    {"jobs", "settings_sources", "yaml_lines", "config"},
+    {"jobs", "settings_sources", "yaml_lines", "config", "offers"},
     {"logs", "metrics"},
     {"plugin", "database", "storage"},
     {"recipe", "request", "images"},
@@ -29,7 +29,7 @@ LAYERS = (
 )
 ROWS_OF_FRIENDS = (
     {"errors", "resources", "redact", "names"},
-    {"jobs", "settings_sources", "yaml_lines", "config"},
+    {"jobs", "settings_sources", "yaml_lines", "config", "offers"},
     {"recipe", "request", "images"},
     {"cli", "__main__"},
 )

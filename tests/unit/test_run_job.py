@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Progress, Status
 from tenkaigen_worker.metrics import Metrics
+from tenkaigen_worker.offers import Announcement
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model, Recipe
 from tenkaigen_worker.worker.in_hand import JobInHand
+from tenkaigen_worker.worker.outcomes import FOR_OTHERS
 from tenkaigen_worker.worker.run_job import run_job
 from tenkaigen_worker.worker.spool import Spool
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.turns import EngineTurns
+from tests.unit.examples import WORKER, FakeWorkers
 
 
 class FakeQueue:
@@ -146,10 +150,15 @@ async def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def tools(queue: FakeQueue, storage: FakeStorage, engine: FakeEngine, tmp_path: Path) -> Tools:
+def workers() -> FakeWorkers:
+    return FakeWorkers()
+
+
+@pytest.fixture
+def tools(queue: FakeQueue, storage: FakeStorage, engine: FakeEngine, workers: FakeWorkers, tmp_path: Path) -> Tools:
     plugins = Plugins.load(PluginSettings(paths=()))
     spool = Spool(tmp_path / "spool", storage, patience_seconds=60)
-    return Tools(queue, engine, storage, spool, plugins, GenerationSettings(), Metrics())
+    return Tools(queue, engine, storage, spool, plugins, GenerationSettings(), Metrics(), workers)
 
 
 def job(token: int = 1, **columns: Any) -> Job:
@@ -375,3 +384,59 @@ async def test_a_job_that_cannot_start_soon_is_given_back(
 
     busy.cancel()
     await running
+
+
+UKIYO_E = replace(WORKER, styles={"Ukiyo-e": ""}, modes=("quality", "fast"))
+
+
+@pytest.mark.parametrize("columns", [{"style": "ukiyo_e"}, {"style": "Ukiyo-e", "mode": "FAST"}])
+async def test_a_job_whose_names_another_worker_has_is_left_to_it(
+    columns: dict[str, str], queue: FakeQueue, workers: FakeWorkers, tools: Tools, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers.rows = [WORKER, UKIYO_E]
+    with caplog.at_level("INFO", "tenkaigen.worker"):
+        await run(job(**columns), tools)
+    assert queue.outcomes == [("released", FOR_OTHERS)]
+    assert [record.action for record in caplog.records] == ["job_elsewhere"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"style": "Cubism"},  # nobody has it
+        {"style": "Ukiyo-e", "width": 500},  # nobody can make that
+        {"style": "Ukiyo-e", "mode": "turbo"},  # one has the style, the other the mode
+        {"style": "Ukiyo-e", "reference": "https://shop.example/a.png"},
+    ],
+)
+async def test_a_job_that_no_worker_can_make_fails(
+    columns: dict[str, Any], queue: FakeQueue, workers: FakeWorkers, tools: Tools
+) -> None:
+    workers.rows = [UKIYO_E, replace(WORKER, modes=("turbo",))]
+    await run(job(**columns), tools)
+    assert [kind for kind, _ in queue.outcomes] == ["failed"]
+
+
+async def test_a_wrong_value_asks_nobody(workers: FakeWorkers, tools: Tools) -> None:
+    await run(job(width=500), tools)
+    assert workers.asked == 0
+
+
+async def test_nothing_fails_for_its_names_while_the_database_cannot_be_asked(
+    queue: FakeQueue, workers: FakeWorkers, tools: Tools
+) -> None:
+    class Away(FakeWorkers):
+        async def live(self) -> list[Announcement]:
+            self.rows = [UKIYO_E] if self.asked else []
+            self.broken = None if self.asked else DatabaseError("the database is away")
+            return await super().live()
+
+    await run(job(style="Ukiyo-e"), replace(tools, workers=Away()))
+    assert [kind for kind, _ in queue.outcomes] == ["released"]
+
+
+async def test_the_pace_is_an_average_of_what_the_engine_measured(tools: Tools) -> None:
+    await run(job(count=2), tools)
+    assert tools.pace.picture_ms == {"quality": 5}
+    tools.pace.note("quality", {"encode": 5, "denoise": 90, "decode": 10})
+    assert tools.pace.picture_ms == {"quality": 25}

@@ -147,7 +147,7 @@ async def test_no_pixels_wait_in_memory(folder: Path, monkeypatch: pytest.Monkey
     storage = MoodyStorage(refusals=float("inf"))
     plugins = Plugins.load(PluginSettings(paths=()))
     spool = Spool(folder, storage, 86_400)
-    tools = Tools(None, None, storage, spool, plugins, GenerationSettings(), Metrics())  # type: ignore[arg-type]
+    tools = Tools(None, None, storage, spool, plugins, GenerationSettings(), Metrics(), None)  # type: ignore[arg-type]
     recipe = await some_recipe(plugins)
 
     picture = Picture(0, recipe.seeds[0], recipe.width, recipe.height, bytes(3 * recipe.width * recipe.height), {})

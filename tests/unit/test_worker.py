@@ -18,7 +18,7 @@ from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model, Recipe, warm_up
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.worker import Worker
-from tests.unit.examples import claimed
+from tests.unit.examples import FakeWorkers, claimed
 
 INFO = EngineInfo(Model("blank", "blank", None, 64, 64), "cpu", "none", 0)
 
@@ -106,7 +106,9 @@ def worker(queue: EmptyQueue, engine: StubbornEngine, *, drain: bool = False, po
     plugins = Plugins.load(PluginSettings(paths=()))
     parts = cast("Any", (queue, engine, NoStorage(), None))
     return Worker(
-        Tools(*parts, plugins, GenerationSettings(), Metrics()), WorkerSettings(poll_seconds=poll), drain=drain
+        Tools(*parts, plugins, GenerationSettings(), Metrics(), FakeWorkers()),
+        WorkerSettings(poll_seconds=poll),
+        drain=drain,
     )
 
 
