@@ -172,7 +172,7 @@ def _worker_as_json(worker: Announcement) -> dict[str, object]:
         "model": worker.model,
         "demo": worker.demo,
         "state": worker.state.value,
-        "styles": list(worker.styles),
+        "styles": sorted(worker.styles),
         "modes": list(worker.modes),
         "picture_ms": dict(worker.picture_ms),
     }

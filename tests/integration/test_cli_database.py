@@ -8,11 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import psutil
 import pytest
+
+from tenkaigen_worker.config import DatabaseSettings
+from tenkaigen_worker.database.connect import open_pool
+from tenkaigen_worker.database.workers import PostgresWorkers
+from tenkaigen_worker.offers import WorkerState
+from tests.unit.examples import WORKER
 
 # A test that hangs must end some time; nothing is measured with this.
 PATIENCE_SECONDS = 60.0
@@ -69,12 +76,21 @@ async def test_stats_for_people_and_for_programs(database: str, call: Call) -> N
     )
     await connection.close()
 
+    pool = await open_pool(DatabaseSettings(), database, "tests")
+    workers = PostgresWorkers(pool)
+    await workers.announce(WORKER)
+    await workers.announce(replace(WORKER, worker_id="gpu-2 [rack 7]", state=WorkerState.UNREADY))
+    await pool.close()
+
     told = call(database, "stats", TENKAIGEN_COST__GPU_HOURLY_USD="1.2").stdout
     assert "Jobs of the last 24 hours" in told
     assert "│ completed │ 2    │ 9.0 s        │" in told
     assert "│ queued    │ 1    │              │" in told
     assert "2 pictures, 3.0 MB in storage" in told
     assert "$0.0030 per picture" in told
+    assert "│ gpu-1          │ diffusers │ ready   │ quality, 20.0 s per picture │" in told
+    assert "│                │           │         │ fast                        │" in told
+    assert "│ gpu-2 [rack 7] │ diffusers │ unready │ quality, 20.0 s per picture │" in told
 
     counted = json.loads(call(database, "stats", "--json", "--hours", "1").stdout)
     assert counted["jobs"] == {
@@ -83,10 +99,25 @@ async def test_stats_for_people_and_for_programs(database: str, call: Call) -> N
     }
     assert (counted["pictures"], counted["storage_bytes"], counted["gpu_seconds"]) == (2, 3_000_000, 18)
     assert (counted["hours"], counted["usd_per_picture"]) == (1, None)
+    assert [worker["id"] for worker in counted["workers"]] == ["gpu-1", "gpu-2 [rack 7]"]
+    assert counted["workers"][0] == {
+        "id": "gpu-1",
+        "host": "gpu",
+        "version": "1.0",
+        "backend": "diffusers",
+        "model": "Qwen/Qwen-Image",
+        "demo": False,
+        "state": "ready",
+        "styles": ["Anime", "Standard"],
+        "modes": ["quality", "fast"],
+        "picture_ms": {"quality": 20_000},
+    }
 
 
 async def test_stats_of_an_empty_table(database: str, call: Call) -> None:
-    assert call(database, "stats").stdout.startswith("No jobs in the last 24 hours.\n0 pictures, 0 bytes in storage\n")
+    told = call(database, "stats").stdout
+    assert told.endswith("No worker is live.\n")
+    assert told.startswith("No jobs in the last 24 hours.\n0 pictures, 0 bytes in storage\n")
 
 
 async def test_an_unreachable_database_is_one_line(call: Call) -> None:
