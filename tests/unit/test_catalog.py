@@ -75,6 +75,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
         ("name: Neon\nprompt: {prompt}, neon\n", 2, "not valid YAML"),
         ("name: Neon\nprompt: {prompt}, neon\n", 2, "needs quotes"),
         ("name: Neon\ndescription: Retro: new\n", 2, "needs quotes"),
+        ('name: Neon\ndescription: "a\\0b"\n', 2, "contains a NUL character"),
         ("name: Neon\nreplaces: 'yes'\n", 2, "replaces must be true or false, not 'yes'"),
         ("name: Neon\n\nprompt: neon sign\n", 3, "the template needs {prompt}"),
         ('name: Neon\nprompt: "{prompt}, {color} sign"\n', 2, "'{color}' means nothing here"),

@@ -435,6 +435,14 @@ async def test_nothing_fails_for_its_names_while_the_database_cannot_be_asked(
     assert [kind for kind, _ in queue.outcomes] == ["released"]
 
 
+async def test_a_job_gets_its_outcome_also_where_the_workers_must_not_be_read(
+    queue: FakeQueue, workers: FakeWorkers, tools: Tools
+) -> None:
+    workers.broken = DatabaseError("permission denied for table generation_workers", permanent=True)
+    await run(job(style="Ukiyo-e"), tools)
+    assert [kind for kind, _ in queue.outcomes] == ["failed"]
+
+
 async def test_the_pace_is_an_average_of_what_the_engine_measured(tools: Tools) -> None:
     await run(job(count=2), tools)
     assert tools.pace.picture_ms == {"quality": 5}
