@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tenkaigen_worker.database.workers import PostgresWorkers
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.factory import make_storage
 from tenkaigen_worker.storage.local import LocalStorage
+from tests.unit.examples import WORKER
 
 # Whatever else the shop's pages send is theirs.
 FOX = {"prompt": "A fox", "style": "anime", "width": 512, "height": "768", "seed": 7, "productId": "tee-1"}
@@ -234,3 +236,22 @@ async def test_a_database_without_the_table_is_not_ready(client: TestClient, poo
         assert response.status == 503
     finally:
         await pool.execute("ALTER TABLE elsewhere RENAME TO tenkaigen_migrations")
+
+
+async def test_live_workers_decide_what_may_be_asked_for_and_how_long_it_takes(
+    client: TestClient, pool: asyncpg.Pool
+) -> None:
+    alone = await status(client, await generate(client, {"prompt": "A fox", "style": "Grunge"}))
+    assert (alone["queue_position"], alone["estimated_seconds"]) == (0, None)
+
+    speeds = {"quality": 20_000, "fast": 1000}
+    await PostgresWorkers(pool).announce(replace(WORKER, styles={"Ukiyo-e": "Woodblock"}, picture_ms=speeds))
+    await generate(client, {"prompt": "A fox", "style": "ukiyo-e", "mode": "FAST", "count": 3})
+    assert (await client.post("/api/generate", json={"prompt": "A fox", "style": "Grunge"})).status == 400
+    body = await (await client.get("/api/styles")).json()
+    assert body["styles"] == [{"name": "Ukiyo-e", "description": "Woodblock"}]
+
+    waiting = await status(client, await generate(client, {"prompt": "A fox", "count": 2}))
+    assert (waiting["queue_position"], waiting["estimated_seconds"]) == (2, 20 + 3 + 40)
+    later = await generate(client, {"prompt": "A fox", "run_at": "2100-01-01T00:00:00Z"})
+    assert (await status(client, later))["queue_position"] is None

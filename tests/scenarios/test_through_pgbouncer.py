@@ -28,6 +28,7 @@ async def test_jobs_are_found_by_polling(start: Start, pool: asyncpg.Pool, throu
     worker = await start("worker", **environ)
     assert (await worker.until("pooler_found"))["mode"] == "TRANSACTION"
     await worker.until("listen_unproven")
+    await worker.until("worker_announced")
     for number in range(JOBS):
         await insert(pool, f"A phoenix rising {number}")
 
