@@ -8,10 +8,14 @@ SELECT {columns} FROM generation_jobs WHERE id = $1;
 -- Primary key for the job itself; before it, in the order of the claim, at most $2 entries of
 -- generation_jobs_queued_idx; and generation_jobs_processing_idx. A higher priority and an earlier place of the same one
 -- are two ranges of the index, and must be asked for as two: together they would be a filter over all of it.
-WITH own AS MATERIALIZED (
-    SELECT priority, fair_at, seq, mode, count
-    FROM generation_jobs
-    WHERE id = $1 AND status = 'queued' AND run_at <= now()
+--
+-- The job is looked up before its status is: with both in one WHERE, a server that believes the queue to be empty reads
+-- all of it through the index of queued rows.
+WITH asked AS MATERIALIZED (
+    SELECT status, run_at, priority, fair_at, seq, mode, count FROM generation_jobs WHERE id = $1
+),
+own AS MATERIALIZED (
+    SELECT priority, fair_at, seq, mode, count FROM asked WHERE status = 'queued' AND run_at <= now()
 ),
 work AS (
     SELECT 'own' AS part, mode, count AS pictures FROM own

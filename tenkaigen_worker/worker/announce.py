@@ -21,6 +21,8 @@ log = logging.getLogger("tenkaigen.worker")
 LOOK_SECONDS = 1.0
 # How long to say nothing while nothing changes, in seconds. The others believe what was said three times as long.
 REPEAT_SECONDS = 15.0
+# How long to wait after the database did not take it, in seconds.
+PAUSE_SECONDS = 5.0
 # How long an ending worker waits for a database that does not answer, in seconds; nobody believes its row for long.
 LEAVE_SECONDS = 2.0
 
@@ -51,28 +53,29 @@ class Announcer:
         """Announce until cancelled, and take it back then."""
         try:
             while True:
-                await self.look()
-                await asyncio.sleep(LOOK_SECONDS)
+                heard = await self.look()
+                await asyncio.sleep(LOOK_SECONDS if heard else PAUSE_SECONDS)
         finally:
             await self._leave()
 
-    async def look(self) -> None:
-        """Say what there is to say, if anything; a database that does not take it is asked again at the next look."""
+    async def look(self) -> bool:
+        """Say what there is to say, if anything, and answer whether the others know it now."""
         now = self._describe()
         # How fast the engine is changes with every picture: no reason to speak.
         news = self._said is None or replace(self._said, picture_ms={}) != replace(now, picture_ms={})
         if not news and self._clock() - self._said_at < REPEAT_SECONDS:
-            return
+            return True
 
         try:
             await self._tools.workers.announce(now)
         except DatabaseError as error:
             log.warning("%s", error, extra={"action": "announce_failed"})
-            return
+            return False
         self._said, self._said_at = now, self._clock()
         if news:
             extra = {"action": "worker_announced", "worker_id": now.worker_id, "state": now.state.value}
             log.info("This worker is announced as %s, with %d styles", now.state, len(now.styles), extra=extra)
+        return True
 
     def _describe(self) -> Announcement:
         return Announcement(

@@ -75,16 +75,25 @@ async def test_plans_on_a_large_table(large: asyncpg.Pool[Any]) -> None:
     assert await scans(large, MY_LAST_JOBS, USER) == {"generation_jobs_by_user_idx": 20}
 
 
-async def test_the_line_before_a_job_is_read_and_no_more(large: asyncpg.Pool[Any]) -> None:
-    queued = await large.fetch("SELECT id FROM generation_jobs WHERE status = 'queued' ORDER BY fair_at, seq")
-    await large.execute("UPDATE generation_jobs SET priority = 1 WHERE id = $1", queued[-1]["id"])
+async def test_the_line_before_a_job_is_read_and_no_more(pool: asyncpg.Pool[Any]) -> None:
+    """Whether the server still believes that the queue is empty, or knows better."""
+    await pool.execute("ALTER TABLE generation_jobs SET (autovacuum_enabled = false)")
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(FINISHED, timeout=240)
+    await pool.execute("VACUUM ANALYZE generation_jobs", timeout=240)
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(QUEUED + PROCESSING)
+    queued = await pool.fetch("SELECT id FROM generation_jobs WHERE status = 'queued' ORDER BY fair_at, seq")
+    await pool.execute("UPDATE generation_jobs SET priority = 1 WHERE id = $1", queued[-1]["id"])
 
-    for place, counted in ((7, 8), (5000, LINE_AT_MOST)):
-        assert await scans(large, SUBMISSIONS["line"], queued[place]["id"], LINE_AT_MOST) == {
-            "generation_jobs_pkey": 1,
-            "generation_jobs_queued_idx": counted,
-            "generation_jobs_processing_idx": RUNNING,
-        }
+    for _ in range(2):
+        for place, counted in ((7, 8), (5000, LINE_AT_MOST)):
+            assert await scans(pool, SUBMISSIONS["line"], queued[place]["id"], LINE_AT_MOST) == {
+                "generation_jobs_pkey": 1,
+                "generation_jobs_queued_idx": counted,
+                "generation_jobs_processing_idx": RUNNING,
+            }
+        await pool.execute("VACUUM ANALYZE generation_jobs", timeout=240)
 
 
 async def test_a_place_is_found_through_its_own_index_whatever_the_statistics_say(pool: asyncpg.Pool[Any]) -> None:

@@ -88,10 +88,10 @@ async def test_an_outage_is_logged_and_it_speaks_afterwards(
     announcer: Announcer, workers: FakeWorkers, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers.broken = DatabaseError("the database is away")
-    await announcer.look()
+    assert not await announcer.look()
     assert [record.action for record in caplog.records] == ["announce_failed"]  # type: ignore[attr-defined]
     workers.broken = None
-    await announcer.look()
+    assert await announcer.look()
     assert len(workers.said) == 1
 
 
