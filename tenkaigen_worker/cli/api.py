@@ -55,10 +55,11 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     plugins = Plugins.load(settings.plugins)
     async with opened(settings, "tenkaigen api") as pool:
         check = partial(check_schema, pool)
+        storage = make_storage(settings)
         offers = Offers(PostgresWorkers(pool), plugins, settings.generation)
-        parts = Parts(Submissions(pool), make_storage(settings), plugins, offers, check)
+        parts = Parts(Submissions(pool), storage, plugins, offers, check)
         async with serving(make_app(parts, settings.api), settings.api) as url, asyncio.TaskGroup() as tasks:
-            upkeep = tasks.create_task(maintain(pool, settings.worker))
+            upkeep = tasks.create_task(maintain(pool, storage, settings.worker))
             say_ready(url)
             await stop.wait()
             upkeep.cancel()

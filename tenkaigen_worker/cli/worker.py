@@ -104,7 +104,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
         log.info("Worker %s takes jobs", worker_id, extra={"action": "worker_ready", "worker_id": worker_id})
         say_ready(f"worker {worker_id} takes jobs")
         async with asyncio.TaskGroup() as tasks:
-            upkeep = tasks.create_task(maintain(pool, settings.worker), name="maintenance")
+            upkeep = tasks.create_task(maintain(pool, storage, settings.worker), name="maintenance")
             announcing = tasks.create_task(announcer.run(), name="announce")
             await worker.run(listening=lambda: wakeups.proven)
             announcing.cancel()

@@ -1,4 +1,4 @@
-"""The statements of maintenance: jobs whose worker is gone, and jobs that waited too long."""
+"""The statements of maintenance: jobs whose worker is gone, that waited too long, or that left files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import asyncpg
 
 from tenkaigen_worker.database.faults import database_faults
 from tenkaigen_worker.database.queries import load_queries
-from tenkaigen_worker.jobs import Status
+from tenkaigen_worker.jobs import Lease, Status
 
-QUERIES = load_queries("upkeep.sql")
+# The files that a row names. Somebody else's hand may have written anything there.
+_NAMED = """ARRAY(
+    SELECT key #>> '{}' FROM jsonb_path_query(outputs, '$[*].key') AS key WHERE jsonb_typeof(key) = 'string'
+) AS named"""
+
+QUERIES = {name: text.replace("{named}", _NAMED) for name, text in load_queries("upkeep.sql").items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,15 @@ class LostJob:
     max_attempts: int
 
 
+@dataclass(frozen=True, slots=True)
+class FinalJob:
+    """A job that has ended: its last lease, whose it was, and the keys of the files that its row names."""
+
+    lease: Lease
+    user_id: UUID | None
+    named: frozenset[str]
+
+
 async def rescue_lost(pool: asyncpg.Pool, lease_seconds: float) -> Sequence[LostJob]:
     """Take jobs from workers whose lease has run out; without a lease it ran out ``lease_seconds`` after the start."""
     with database_faults("cannot look for lost jobs"):
@@ -37,3 +51,20 @@ async def expire_late(pool: asyncpg.Pool) -> Sequence[UUID]:
     """Fail queued jobs that are past their ``expires_at``, and answer which."""
     with database_faults("cannot look for expired jobs"):
         return [row["id"] for row in await pool.fetch(QUERIES["expire"])]
+
+
+async def with_files_to_remove(pool: asyncpg.Pool) -> Sequence[FinalJob]:
+    """Some of the jobs that ended without a picture and may have left files."""
+    with database_faults("cannot look for files to remove"):
+        return [_final(row) for row in await pool.fetch(QUERIES["with_files_to_remove"])]
+
+
+async def files_removed(pool: asyncpg.Pool, leases: Sequence[Lease]) -> None:
+    """Note that nothing is left in storage of these jobs, up to these leases."""
+    ids, tokens = [lease.job_id for lease in leases], [lease.token for lease in leases]
+    with database_faults("cannot note that files were removed"):
+        await pool.execute(QUERIES["files_removed"], ids, tokens)
+
+
+def _final(row: asyncpg.Record) -> FinalJob:
+    return FinalJob(Lease(row["id"], row["lease_token"]), row["user_id"], frozenset(row["named"]))

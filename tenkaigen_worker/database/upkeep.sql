@@ -44,3 +44,21 @@ SET status = 'failed',
 FROM late
 WHERE job.id = late.id
 RETURNING job.id;
+
+-- name: with_files_to_remove
+-- generation_jobs_files_to_remove_idx. In any order: maintainers share the work, and a job whose files storage does not
+-- let go stands in front of nobody. A lease that still runs is of a job that somebody else's hand has ended: its worker
+-- does not know yet, and may be storing a file.
+SELECT id, lease_token, user_id, {named}
+FROM generation_jobs
+WHERE files_to_remove AND status IN ('failed', 'canceled')
+    AND (lease_expires_at IS NULL OR lease_expires_at < now())
+ORDER BY random()
+LIMIT 100;
+
+-- name: files_removed
+-- Primary key. With the token, because a job that was queued again by hand may have new files.
+UPDATE generation_jobs AS job
+SET files_to_remove = false
+FROM unnest($1::uuid[], $2::bigint[]) AS cleared (id, lease_token)
+WHERE job.id = cleared.id AND job.lease_token = cleared.lease_token AND job.files_to_remove;

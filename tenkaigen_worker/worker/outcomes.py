@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from tenkaigen_worker.errors import Code, DatabaseError, StorageError
-from tenkaigen_worker.jobs import Completion, Failure, Job, Status
+from tenkaigen_worker.jobs import Completion, Failure, Job, Lease, Status
 from tenkaigen_worker.plugin.types import FinishedJob
-from tenkaigen_worker.worker.publish import attempt_prefix, job_folder, of_earlier_lease
+from tenkaigen_worker.storage.keys import attempt_prefix, job_folder, made_until
 from tenkaigen_worker.worker.tools import Tools
 
 log = logging.getLogger("tenkaigen.worker")
@@ -31,7 +31,8 @@ async def complete(job: Job, completion: Completion, tools: Tools) -> None:
     In this order, because nobody looks at the files of a completed job again.
     """
     if job.lease.token > 1:
-        await drop_files(job_folder(job), tools, of=lambda key: of_earlier_lease(key, job))
+        earlier = Lease(job.id, job.lease.token - 1)
+        await drop_files(job_folder(job.user_id, job.id), tools, of=lambda key: made_until(key, earlier))
     try:
         ours = await persist(job, lambda: tools.queue.complete(job.lease, completion))
     except DatabaseError as error:
@@ -62,7 +63,6 @@ async def fail(job: Job, failure: Failure, tools: Tools) -> None:
     if status is None:
         return await lost(job, tools)
 
-    await drop_files(attempt_prefix(job), tools)
     if status is Status.QUEUED:
         log.warning("Job %s will be tried again: %s", job.id, failure.message, extra=_extra(job, "job_retried"))
         return None
@@ -76,7 +76,6 @@ async def cancel(job: Job, tools: Tools) -> None:
     if not await persist(job, lambda: tools.queue.cancel(job.lease)):
         return await lost(job, tools)
 
-    await drop_files(attempt_prefix(job), tools)
     log.info("Job %s is canceled", job.id, extra=_extra(job, "job_canceled"))
     return await _tell(job, Status.CANCELED, None, tools)
 
@@ -89,7 +88,7 @@ async def give_back(job: Job, tools: Tools) -> None:
         log.warning("Job %s could not be given back: %s", job.id, error, extra=_extra(job, "job_release_failed"))
     else:
         log.info("Job %s is given back to the queue", job.id, extra=_extra(job, "job_released"))
-    await drop_files(attempt_prefix(job), tools)
+    await drop_files(attempt_prefix(job.user_id, job.lease), tools)
 
 
 async def leave_to_others(job: Job, missing: Exception, tools: Tools) -> None:
@@ -102,7 +101,7 @@ async def leave_to_others(job: Job, missing: Exception, tools: Tools) -> None:
 async def lost(job: Job, tools: Tools) -> None:
     """Drop the work of a lease that is no longer ours; the row belongs to somebody else now."""
     log.warning("Job %s is no longer ours; its files are dropped", job.id, extra=_extra(job, "job_lease_lost"))
-    await drop_files(attempt_prefix(job), tools)
+    await drop_files(attempt_prefix(job.user_id, job.lease), tools)
 
 
 async def drop_files(prefix: str, tools: Tools, *, of: Callable[[str], bool] = lambda key: True) -> None:

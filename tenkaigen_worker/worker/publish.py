@@ -13,28 +13,10 @@ from tenkaigen_worker.jobs import Job, Output
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.plugin.types import PictureInfo
 from tenkaigen_worker.recipe import Recipe
+from tenkaigen_worker.storage.keys import attempt_prefix
 from tenkaigen_worker.worker.spool import SpoolFile
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.waiting import in_thread
-
-# Jobs that belong to nobody share a folder.
-NOBODY = "anonymous"
-
-
-def job_folder(job: Job) -> str:
-    """The key prefix under which all files of a job stand, whatever the attempt."""
-    return f"{job.user_id or NOBODY}/{job.id}/"
-
-
-def attempt_prefix(job: Job) -> str:
-    """The key prefix of the files made under the job's present lease. No other lease ever writes there."""
-    return f"{job_folder(job)}{job.lease.token}-"
-
-
-def of_earlier_lease(key: str, job: Job) -> bool:
-    """Whether an earlier lease of the job made this file: its writes are fenced off, so no row will ever name it."""
-    token, _, _ = key.removeprefix(job_folder(job)).partition("-")
-    return token.isdecimal() and int(token) < job.lease.token
 
 
 async def publish(picture: Picture, recipe: Recipe, job: Job, tools: Tools) -> Output:
@@ -48,7 +30,7 @@ async def publish(picture: Picture, recipe: Recipe, job: Job, tools: Tools) -> O
         size, digest = await in_thread(_encode, image, recipe, picture.seed, file)
         output = Output(
             index=picture.index,
-            key=f"{attempt_prefix(job)}{picture.index}-{digest[:12]}.png",
+            key=f"{attempt_prefix(job.user_id, job.lease)}{picture.index}-{digest[:12]}.png",
             url="",
             width=image.width,
             height=image.height,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -14,12 +17,16 @@ from tenkaigen_worker.config import WorkerSettings
 from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.upkeep import expire_late, rescue_lost
-from tenkaigen_worker.errors import DatabaseError
-from tenkaigen_worker.jobs import Completion, Status
-from tenkaigen_worker.maintenance import expire, maintain, rescue
+from tenkaigen_worker.errors import Code, DatabaseError, StorageError
+from tenkaigen_worker.jobs import Completion, Failure, Job, Output, Status
+from tenkaigen_worker.maintenance import expire, maintain, remove_files, rescue
+from tenkaigen_worker.storage.keys import attempt_prefix
+from tenkaigen_worker.storage.local import LocalStorage
 
 LOSE_ALL = "UPDATE generation_jobs SET lease_expires_at = now() - interval '1 second' WHERE status = 'processing'"
 MAKE_DUE = "UPDATE generation_jobs SET run_at = now()"
+MARKED = "SELECT id FROM generation_jobs WHERE files_to_remove"
+CRASHED = Failure(Code.ENGINE_CRASHED, "It crashed.")
 
 
 @pytest.fixture
@@ -30,6 +37,44 @@ def submissions(pool: asyncpg.Pool[Any]) -> Submissions:
 @pytest.fixture
 def queue(pool: asyncpg.Pool[Any]) -> PostgresQueue:
     return PostgresQueue(pool, "worker-1", 60)
+
+
+class Files(LocalStorage):
+    """A folder of files; the keys of ``stubborn`` jobs are not let go."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, "http://127.0.0.1/files")
+        self.stubborn: set[UUID] = set()
+
+    async def add(self, job: Job, index: int = 0) -> str:
+        """Store a file as the worker that holds the job does; answers its key."""
+        key = f"{attempt_prefix(job.user_id, job.lease)}{index}-0123456789ab.png"
+        await self.put(key, b"PNG", content_type="image/png")
+        return key
+
+    async def all(self) -> list[str]:
+        return [*await self.list("")]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        if any(str(id) in key for id in self.stubborn for key in keys):
+            raise StorageError("the bucket is away")
+        await super().delete(keys)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+async def claimed(queue: PostgresQueue) -> Job:
+    job = await queue.claim()
+    assert job is not None
+    return job
+
+
+async def marked(pool: asyncpg.Pool[Any]) -> list[UUID]:
+    """The jobs whose files shall be removed."""
+    return [row["id"] for row in await pool.fetch(MARKED)]
 
 
 async def rescued(pool: asyncpg.Pool[Any]) -> list[Status]:
@@ -162,25 +207,198 @@ async def test_what_was_rescued_and_what_expired_is_logged(
     assert f"job {late.id} expired before it started" in caplog.text
 
 
-async def test_it_goes_on_after_an_outage_but_lets_workers_renew_first(
-    pool: asyncpg.Pool[Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("claims", [0, 1])
+@pytest.mark.parametrize("ending", ["failed", "expired", "lost", "canceled", "canceled_when_queued", "by_hand"])
+async def test_a_job_that_ends_without_a_picture_is_marked_whoever_ends_it(
+    ending: str, claims: int, pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue
 ) -> None:
-    pauses: list[float] = []
-    outages = iter([None, DatabaseError("away"), None])
+    view = await submissions.submit({"prompt": "A phoenix", "max_attempts": 1})
+    running = claims and ending not in ("expired", "canceled_when_queued")
+    if claims:
+        job = await claimed(queue)
+        if not running:
+            await queue.release(job.lease)
+        elif ending == "failed":
+            await queue.fail(job.lease, CRASHED)
+        elif ending == "canceled":
+            await queue.cancel(job.lease)
+        elif ending == "lost":
+            await pool.execute(LOSE_ALL)
+            await rescued(pool)
+    if ending == "by_hand":
+        await pool.execute("UPDATE generation_jobs SET status = 'failed'")
+    elif ending == "expired":
+        await pool.execute("UPDATE generation_jobs SET expires_at = now()")
+        await expire_late(pool)
+    elif not running:
+        await submissions.cancel(view.id)
 
-    async def next_outcome(*_: object) -> None:
-        if outage := next(outages):
-            raise outage
+    ended = await submissions.get(view.id)
+    assert ended is not None
+    assert ended.status in (Status.FAILED, Status.CANCELED)
+    assert await marked(pool) == [view.id] * claims
+
+
+async def test_a_job_that_comes_back_or_is_completed_is_not_marked(
+    pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue
+) -> None:
+    await submissions.submit({"prompt": "A phoenix"})
+    await queue.fail((await claimed(queue)).lease, CRASHED)
+    assert not await marked(pool)
+
+    await pool.execute(MAKE_DUE)
+    await queue.complete((await claimed(queue)).lease, Completion((), {}, {}, 1))
+    assert not await marked(pool)
+
+
+async def test_files_of_a_job_that_failed_are_gone_after_the_next_round(
+    pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue, files: Files
+) -> None:
+    for _ in range(2):
+        await submissions.submit({"prompt": "A phoenix", "max_attempts": 2}, user_id=UUID(int=7))
+    failing, other = await claimed(queue), await claimed(queue)
+    await files.add(failing)
+    kept = await files.add(other)
+    await queue.fail(failing.lease, CRASHED)
+    await remove_files(pool, files)
+    assert len(await files.all()) == 2, "the job will be tried again"
+
+    await pool.execute(MAKE_DUE)
+    failing = await claimed(queue)
+    await files.add(failing)
+    await queue.fail(failing.lease, CRASHED)
+    await remove_files(pool, files)
+
+    assert await files.all() == [kept]
+    assert not await marked(pool)
+
+
+async def test_who_is_killed_between_files_and_note_leaves_only_the_note(
+    pool: asyncpg.Pool[Any],
+    submissions: Submissions,
+    queue: PostgresQueue,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = await submissions.submit({"prompt": "A phoenix"})
+    await files.add(held := await claimed(queue))
+    await queue.cancel(held.lease)
+
+    async def killed(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maintenance, "files_removed", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await remove_files(pool, files)
+    assert (await files.all(), await marked(pool)) == ([], [job.id])
+
+    await remove_files(pool, files)
+    assert not await marked(pool)
+
+
+async def test_a_storage_that_refuses_one_job_is_asked_again_and_the_others_go_on(
+    pool: asyncpg.Pool[Any],
+    submissions: Submissions,
+    queue: PostgresQueue,
+    files: Files,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(5):
+        await submissions.submit({"prompt": "A phoenix"})
+    jobs = [await claimed(queue) for _ in range(5)]
+    keys = [await files.add(job) for job in jobs]
+    for job in jobs:
+        await queue.cancel(job.lease)
+
+    files.stubborn.add(jobs[2].id)
+    await remove_files(pool, files)
+    assert (await files.all(), await marked(pool)) == ([keys[2]], [jobs[2].id])
+    assert f"the files of job {jobs[2].id} could not be removed, and will be tried again: the bucket" in caplog.text
+
+    files.stubborn.clear()
+    await remove_files(pool, files)
+    assert (await files.all(), await marked(pool)) == ([], [])
+
+
+async def test_a_worker_that_does_not_know_yet_is_waited_for(
+    pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue, files: Files
+) -> None:
+    await submissions.submit({"prompt": "A phoenix"})
+    held = await claimed(queue)
+    await pool.execute("UPDATE generation_jobs SET status = 'canceled'")
+    await remove_files(pool, files)
+    await files.add(held)
+    assert await marked(pool)
+
+    await pool.execute("UPDATE generation_jobs SET lease_expires_at = now() - interval '1 second'")
+    await remove_files(pool, files)
+    assert (await files.all(), await marked(pool)) == ([], [])
+
+
+async def test_a_failed_job_that_is_queued_again_by_hand_keeps_the_files_of_its_new_lease(
+    pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue, files: Files
+) -> None:
+    job = await submissions.submit({"prompt": "A phoenix"})
+    await files.add(held := await claimed(queue))
+    await queue.cancel(held.lease)
+    new = ""
+
+    class SlowFiles(Files):
+        async def list(self, prefix: str) -> Sequence[str]:
+            nonlocal new
+            await pool.execute("UPDATE generation_jobs SET status = 'queued', completed_at = NULL")
+            new = await files.add(await claimed(queue))
+            return await super().list(prefix)
+
+    await remove_files(pool, SlowFiles(files.root))
+    assert await files.all() == [new]
+    assert not await marked(pool)
+
+    await pool.execute("UPDATE generation_jobs SET status = 'failed', lease_expires_at = NULL")
+    assert await marked(pool) == [job.id]
+
+
+async def test_a_picture_that_the_row_names_stays_even_if_the_job_is_called_failed(
+    pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue, files: Files
+) -> None:
+    await submissions.submit({"prompt": "A phoenix"})
+    held = await claimed(queue)
+    named, unnamed = await files.add(held), await files.add(held, index=1)
+    picture = Output(0, named, f"/files/{named}", 64, 64, 3, "ab" * 32, 1)
+    await queue.complete(held.lease, Completion((picture,), {}, {}, 1))
+    await pool.execute("UPDATE generation_jobs SET status = 'failed', outputs = outputs || '[null, 1, {\"key\": {}}]'")
+    assert unnamed in await files.all()
+
+    await remove_files(pool, files)
+    assert (await files.all(), await marked(pool)) == ([named], [])
+
+
+async def test_it_goes_on_after_an_outage_but_lets_workers_renew_first(
+    pool: asyncpg.Pool[Any], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: dict[str, list[float]] = {"rescue": [], "clean": []}
+    outages = {name: iter([None, DatabaseError("away"), None]) for name in pauses}
+
+    def step(name: str) -> Callable[..., Awaitable[None]]:
+        async def next_outcome(*_: object) -> None:
+            if outage := next(outages[name]):
+                raise outage
+
+        return next_outcome
 
     async def note(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 4:
+        task = asyncio.current_task()
+        assert task is not None
+        noted = pauses[task.get_name()]
+        noted.append(seconds)
+        if len(noted) == 4:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr(maintenance, "rescue", next_outcome)
+    monkeypatch.setattr(maintenance, "rescue", step("rescue"))
+    monkeypatch.setattr(maintenance, "remove_files", step("clean"))
     monkeypatch.setattr(maintenance.asyncio, "sleep", note)
 
-    with pytest.raises(asyncio.CancelledError):
-        await maintain(pool, WorkerSettings(heartbeat_seconds=20, rescue_seconds=10))
+    await maintain(pool, files, WorkerSettings(heartbeat_seconds=20, rescue_seconds=10))
 
-    assert pauses == [20, 10, 20, 10]
+    assert pauses == {"rescue": [20, 10, 20, 10], "clean": [10, 10, 10, 10]}

@@ -309,6 +309,12 @@ class QueueMachine(RuleBasedStateMachine):
             times = [time for name in ("created_at", "started_at", "completed_at") if (time := row[name])]
             assert times == sorted(times), f"the order of times in {row}"
 
+    @invariant()
+    def files_are_looked_for_where_a_worker_may_have_left_some(self) -> None:
+        for row in self.rows.values():
+            without_pictures = row["status"] in (Status.FAILED, Status.CANCELED)
+            assert row["files_to_remove"] == (without_pictures and row["lease_token"] > 0), f"the mark of {row}"
+
     # How -------------------------------------------------------------------------------------------------------------
 
     def _step(self, *actions: Action, racing: bool = False) -> None:

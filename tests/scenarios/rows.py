@@ -33,6 +33,15 @@ async def until_none_open(pool: asyncpg.Pool, job_id: UUID | None = None) -> Non
             await asyncio.sleep(POLL_SECONDS)
 
 
+async def until_none_marked(pool: asyncpg.Pool) -> None:
+    """Wait until maintenance has removed the files of every job that ended without a picture."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            if not await pool.fetchval("SELECT count(*) FROM generation_jobs WHERE files_to_remove"):
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+
 async def skip_backoff(pool: asyncpg.Pool) -> None:
     """Make every queued job due now: no story is about the length of a pause."""
     await pool.execute("UPDATE generation_jobs SET run_at = now() WHERE status = 'queued'")

@@ -25,7 +25,7 @@ from PIL import Image
 
 from tests.scenarios.history import Change, history_of, keep_history
 from tests.scenarios.program import PATIENCE_SECONDS, Program, Start
-from tests.scenarios.rows import skip_backoff, until_none_open
+from tests.scenarios.rows import skip_backoff, until_none_marked, until_none_open
 
 # Long enough that a worker which starves among starting processes keeps its jobs: only a kill may cost an attempt.
 ENVIRON = {
@@ -235,10 +235,11 @@ async def test_kills_at_every_stage(
         for worker in hunt.workers:
             await worker.until("worker_ready")
         await until_none_open(pool)
+        await until_none_marked(pool)
     finally:
         feeding.cancel()
 
-    # In order, so that nobody is still removing what earlier attempts left.
+    # In order, so that nobody is still removing what a lost lease left.
     for worker in hunt.workers:
         worker.process.terminate()
         assert await worker.wait() == 0
@@ -253,7 +254,7 @@ async def test_kills_at_every_stage(
     assert {row["status"] for row in rows} == {"completed"}
     check_attempts(rows, history, hunt)
     check_files(rows, root)
-    check_leftovers(rows, history, left)
+    assert left == [], "every stored file is named by a row"
     assert sum(hunt.hits.values()) == kills
     if kills >= 400:
         assert {stage for _, stage in hunt.hits} >= LONG_STAGES
@@ -287,22 +288,6 @@ def check_files(rows: list[asyncpg.Record], root: Path) -> None:
             with Image.open(root / output["key"]) as picture:
                 picture.load()
                 assert picture.format == "PNG"
-
-
-def check_leftovers(rows: list[asyncpg.Record], history: dict[UUID, list[Change]], left: list[str]) -> None:
-    """What no row names was left by a lease that ended with its worker; see test_leftovers.py for how it stays."""
-    tokens = {str(row["id"]): row["lease_token"] for row in rows}
-    died = {
-        (str(change.job_id), change.lease_token)
-        for changes in history.values()
-        for change in changes
-        if change.error_code == "worker_lost" and change.before == "processing" and change.after == "queued"
-    }
-    for key in left:
-        _, job_id, name = key.split("/")
-        token = int(name.lstrip(".").partition("-")[0])
-        assert token < tokens[job_id], f"{key} is of the lease that completed its job"
-        assert (job_id, token) in died, f"{key} was left by a worker that nobody killed"
 
 
 def unnamed(rows: list[asyncpg.Record], root: Path) -> list[str]:
