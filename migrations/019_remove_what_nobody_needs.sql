@@ -1,6 +1,6 @@
 -- What maintenance removes: files that no row names and, where that is asked for, jobs that are old.
 
--- Files of jobs that ended without a picture, whoever ended them -------------------------------------------------------
+-- Files of jobs that ended without a picture, whoever ended them ------------------------------------------------------
 
 ALTER TABLE public.generation_jobs ADD COLUMN files_to_remove boolean NOT NULL DEFAULT false;
 COMMENT ON COLUMN public.generation_jobs.files_to_remove IS
@@ -28,3 +28,10 @@ CREATE TRIGGER generation_jobs_files_to_remove BEFORE UPDATE OF status, cancel_r
         AND NEW.files_to_remove <> (NEW.status IN ('failed', 'canceled'))
     )
     EXECUTE FUNCTION public.generation_jobs_files_to_remove();
+
+-- Old jobs ------------------------------------------------------------------------------------------------------------
+
+-- The oldest outcomes first. Written once in a job's life, at its end: neither claims nor heartbeats touch it. The BRIN
+-- index on created_at would not do: rows come to lie where old ones were removed, and after that every range of pages
+-- claims to hold some of the oldest.
+CREATE INDEX generation_jobs_completed_idx ON public.generation_jobs (completed_at) WHERE completed_at IS NOT NULL;

@@ -153,6 +153,7 @@ class WorkerSettings(Section):
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     rescue_seconds: Seconds = 10
     publish_seconds: Seconds = 3600
+    prune_after_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
     health_host: Text = "127.0.0.1"
     health_port: Port | None = 8081
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tenkaigen_worker.database.upkeep import (
+    OLDEST,
     FinalJob,
+    Place,
     expire_late,
     files_removed,
+    prunable,
+    pruning,
     rescue_lost,
     with_files_to_remove,
 )
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
     from tenkaigen_worker.storage.base import Storage
 
 log = logging.getLogger("tenkaigen.maintenance")
+
+# How many jobs are pruned before the next pause, and how long that is when none was left, in seconds.
+PRUNED_AT_ONCE = 100
+PRUNE_PAUSE = 3600.0
+
+# How long storage may take over the files of one job.
+STORAGE_SECONDS = 30.0
 
 
 async def rescue(pool: asyncpg.Pool, lease_seconds: float) -> None:
@@ -50,11 +60,10 @@ async def remove_files(pool: asyncpg.Pool, storage: Storage) -> None:
     cleared = []
     for job in await with_files_to_remove(pool):
         try:
-            if keys := set(await _files_of(job, storage)) - job.named:
-                await storage.delete([*keys])
+            await _drop_files(job, storage, named_too=False)
         except StorageError as error:
             log.warning(
-                "the files of job %s could not be removed, and will be tried again: %s",
+                "files of job %s could not be removed, which will be tried again: %s",
                 *(job.lease.job_id, error),
                 extra={"action": "files_left", "job_id": str(job.lease.job_id)},
             )
@@ -64,20 +73,61 @@ async def remove_files(pool: asyncpg.Pool, storage: Storage) -> None:
         await files_removed(pool, cleared)
 
 
-async def _files_of(job: FinalJob, storage: Storage) -> Sequence[str]:
-    """What the job's leases have stored, but for those that somebody's hand may have let begin meanwhile."""
-    keys = await storage.list(job_folder(job.user_id, job.lease.job_id))
-    return [key for key in keys if made_until(key, job.lease)]
+async def prune(pool: asyncpg.Pool, storage: Storage, days: int, behind: Place) -> Place | None:
+    """Remove some jobs that ended more than ``days`` ago, with their files, beginning behind a place.
+
+    Answers the place to go on from, or ``None`` when there are no more. A job stays with its files where the table
+    refuses, because another one refers to it; where storage refuses, the row stays.
+    """
+    batch = await prunable(pool, days, behind, limit=PRUNED_AT_ONCE)
+    pruned, refusals = 0, []
+    for place in batch:
+        try:
+            async with pruning(pool, place.id, days) as job:
+                if job is not None:
+                    await _drop_files(job, storage, named_too=True)
+                    pruned += 1
+        except (StorageError, DatabaseError) as error:
+            if isinstance(error, DatabaseError) and not error.permanent:
+                raise
+            refusals.append(error)
+    if pruned:
+        log.info("pruned %d jobs older than %d days", pruned, days, extra={"action": "jobs_pruned", "count": pruned})
+    if refusals:
+        log.warning(
+            *("%d old jobs stay for now, the first because: %s", len(refusals), refusals[0]),
+            extra={"action": "jobs_kept", "count": len(refusals)},
+        )
+    return batch[-1] if len(batch) == PRUNED_AT_ONCE else None
+
+
+async def _drop_files(job: FinalJob, storage: Storage, *, named_too: bool) -> None:
+    """Remove what the leases of a job have made from storage, or only what its row does not name.
+
+    Never more: with somebody's hand in the row, a later lease may have begun, and the row may name anything. Raises
+    ``StorageError``.
+    """
+    try:
+        async with asyncio.timeout(STORAGE_SECONDS):
+            stored = {*await storage.list(job_folder(job.user_id, job.lease.job_id))}
+            # When a user is deleted the row forgets whose folder it was, but not the keys.
+            unwanted = stored | job.named if named_too else stored - job.named
+            if keys := [key for key in unwanted if made_until(key, job.lease)]:
+                await storage.delete(keys)
+    except TimeoutError:
+        raise StorageError(f"storage did not answer within {STORAGE_SECONDS:g} s") from None
 
 
 async def maintain(pool: asyncpg.Pool, storage: Storage, settings: WorkerSettings) -> None:
-    """Keep the queue healthy until cancelled. Storage may be slow or hang, and lost jobs must not wait for it."""
+    """Keep the queue healthy until cancelled. Storage may be slow, and lost jobs must not wait for it."""
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_watch(pool, settings), name="rescue")
-        tasks.create_task(_clean(pool, storage, settings), name="clean")
+        tasks.create_task(_keep_queue(pool, settings), name="rescue")
+        tasks.create_task(_keep_files(pool, storage, settings), name="files")
+        if settings.prune_after_days is not None:
+            tasks.create_task(_keep_pruned(pool, storage, settings, settings.prune_after_days), name="prune")
 
 
-async def _watch(pool: asyncpg.Pool, settings: WorkerSettings) -> None:
+async def _keep_queue(pool: asyncpg.Pool, settings: WorkerSettings) -> None:
     """Rescue and expire every ``rescue_seconds``.
 
     At first and after an outage of the database it waits for one heartbeat period: workers that could not renew their
@@ -95,11 +145,25 @@ async def _watch(pool: asyncpg.Pool, settings: WorkerSettings) -> None:
             pause = max(settings.heartbeat_seconds, settings.rescue_seconds)
 
 
-async def _clean(pool: asyncpg.Pool, storage: Storage, settings: WorkerSettings) -> None:
-    """Remove what nobody needs any more, every ``rescue_seconds``."""
+async def _keep_files(pool: asyncpg.Pool, storage: Storage, settings: WorkerSettings) -> None:
+    """Remove files that no row names, every ``rescue_seconds``."""
     while True:
         await asyncio.sleep(settings.rescue_seconds)
         try:
             await remove_files(pool, storage)
         except DatabaseError as error:
-            log.warning("files are not removed now: %s", error, extra={"action": "cleaning_failed"})
+            log.warning("removing files waits: %s", error, extra={"action": "maintenance_failed"})
+
+
+async def _keep_pruned(pool: asyncpg.Pool, storage: Storage, settings: WorkerSettings, days: int) -> None:
+    """Prune every ``rescue_seconds`` while there are old jobs, else once an hour."""
+    pause, behind = settings.rescue_seconds, OLDEST
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            further = await prune(pool, storage, days, behind)
+        except DatabaseError as error:
+            log.warning("pruning waits: %s", error, extra={"action": "maintenance_failed"})
+            pause = settings.rescue_seconds
+        else:
+            pause, behind = (settings.rescue_seconds, further) if further else (PRUNE_PAUSE, OLDEST)

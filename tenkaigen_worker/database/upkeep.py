@@ -1,9 +1,12 @@
-"""The statements of maintenance: jobs whose worker is gone, that waited too long, or that left files."""
+"""The statements of maintenance: jobs whose worker is gone, that waited too long, that left files, or are old."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -40,6 +43,16 @@ class FinalJob:
     named: frozenset[str]
 
 
+class Place(NamedTuple):
+    """A job's place among those that have ended, the oldest first."""
+
+    completed_at: datetime
+    id: UUID
+
+
+OLDEST = Place(datetime.min.replace(tzinfo=UTC), UUID(int=0))
+
+
 async def rescue_lost(pool: asyncpg.Pool, lease_seconds: float) -> Sequence[LostJob]:
     """Take jobs from workers whose lease has run out; without a lease it ran out ``lease_seconds`` after the start."""
     with database_faults("cannot look for lost jobs"):
@@ -64,6 +77,26 @@ async def files_removed(pool: asyncpg.Pool, leases: Sequence[Lease]) -> None:
     ids, tokens = [lease.job_id for lease in leases], [lease.token for lease in leases]
     with database_faults("cannot note that files were removed"):
         await pool.execute(QUERIES["files_removed"], ids, tokens)
+
+
+async def prunable(pool: asyncpg.Pool, days: int, behind: Place, *, limit: int) -> Sequence[Place]:
+    """The oldest jobs behind a place that ended more than so many days ago."""
+    with database_faults("cannot look for old jobs"):
+        return [Place(**row) for row in await pool.fetch(QUERIES["prunable"], days, *behind, limit)]
+
+
+@asynccontextmanager
+async def pruning(pool: asyncpg.Pool, job_id: UUID, days: int) -> AsyncIterator[FinalJob | None]:
+    """Remove a job's row for good once the block has ended without an error; ``None`` when it is no longer due.
+
+    The row is removed before the block, so that a table which refuses does so while the files are still there, and
+    nobody can refer to the row meanwhile. The transaction is open as long as the block takes: keep it short.
+    """
+    with database_faults(f"cannot remove job {job_id}"):
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            row = await connection.fetchrow(QUERIES["prune"], job_id, days)
+            yield _final(row) if row else None
 
 
 def _final(row: asyncpg.Record) -> FinalJob:

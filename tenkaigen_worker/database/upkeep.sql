@@ -62,3 +62,25 @@ UPDATE generation_jobs AS job
 SET files_to_remove = false
 FROM unnest($1::uuid[], $2::bigint[]) AS cleared (id, lease_token)
 WHERE job.id = cleared.id AND job.lease_token = cleared.lease_token AND job.files_to_remove;
+
+-- name: prunable
+-- generation_jobs_completed_idx. Behind the place where the last look ended, so that jobs which stay, because the table
+-- or storage refuses, are passed by.
+SELECT completed_at, id
+FROM generation_jobs
+WHERE completed_at < now() - make_interval(days => $1) AND status IN ('completed', 'failed', 'canceled')
+    AND completed_at >= $2 AND (completed_at, id) > ($2, $3)
+ORDER BY completed_at, id
+LIMIT $4;
+
+-- name: prune
+-- Primary key. What another maintainer is just removing, or somebody else is writing, is left to them.
+DELETE FROM generation_jobs
+WHERE id = (
+        SELECT id
+        FROM generation_jobs
+        WHERE id = $1 AND status IN ('completed', 'failed', 'canceled')
+            AND completed_at < now() - make_interval(days => $2)
+        FOR UPDATE SKIP LOCKED
+    )
+RETURNING id, lease_token, user_id, {named};

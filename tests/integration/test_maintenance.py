@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,10 +16,10 @@ from tenkaigen_worker import maintenance
 from tenkaigen_worker.config import WorkerSettings
 from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
-from tenkaigen_worker.database.upkeep import expire_late, rescue_lost
+from tenkaigen_worker.database.upkeep import OLDEST, Place, expire_late, rescue_lost
 from tenkaigen_worker.errors import Code, DatabaseError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Job, Output, Status
-from tenkaigen_worker.maintenance import expire, maintain, remove_files, rescue
+from tenkaigen_worker.maintenance import expire, maintain, prune, remove_files, rescue
 from tenkaigen_worker.storage.keys import attempt_prefix
 from tenkaigen_worker.storage.local import LocalStorage
 
@@ -314,7 +314,7 @@ async def test_a_storage_that_refuses_one_job_is_asked_again_and_the_others_go_o
     files.stubborn.add(jobs[2].id)
     await remove_files(pool, files)
     assert (await files.all(), await marked(pool)) == ([keys[2]], [jobs[2].id])
-    assert f"the files of job {jobs[2].id} could not be removed, and will be tried again: the bucket" in caplog.text
+    assert f"files of job {jobs[2].id} could not be removed, which will be tried again: the bucket" in caplog.text
 
     files.stubborn.clear()
     await remove_files(pool, files)
@@ -374,16 +374,194 @@ async def test_a_picture_that_the_row_names_stays_even_if_the_job_is_called_fail
     assert (await files.all(), await marked(pool)) == ([named], [])
 
 
+AGE = "UPDATE generation_jobs SET completed_at = now() - $2 * interval '1 day' WHERE id = $1"
+
+
+async def completed(
+    pool: asyncpg.Pool[Any], queue: PostgresQueue, files: Files, *, days_ago: float, user_id: UUID | None = None
+) -> UUID:
+    """Complete a job with one stored picture, so many days ago; answers its id."""
+    await pool.execute("INSERT INTO generation_jobs (prompt, user_id) VALUES ('A phoenix', $1)", user_id)
+    job = await claimed(queue)
+    key = await files.add(job)
+    picture = Output(0, key, f"/files/{key}", 64, 64, 3, "ab" * 32, 1)
+    assert await queue.complete(job.lease, Completion((picture,), {}, {}, 1))
+    await pool.execute(AGE, job.id, days_ago)
+    return job.id
+
+
+async def there(pool: asyncpg.Pool[Any]) -> set[UUID]:
+    return {row["id"] for row in await pool.fetch("SELECT id FROM generation_jobs")}
+
+
+async def test_old_jobs_are_pruned_with_their_files_and_no_others(
+    pool: asyncpg.Pool[Any],
+    submissions: Submissions,
+    queue: PostgresQueue,
+    files: Files,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "tenkaigen.maintenance")
+    for days_ago in (400, 31, 30.1):
+        await completed(pool, queue, files, days_ago=days_ago, user_id=UUID(int=7))
+    young = await completed(pool, queue, files, days_ago=29.9)
+    queued = await submissions.submit({"prompt": "A phoenix"})
+    await pool.execute(AGE, queued.id, 400)  # a hand has queued it again and left the date
+
+    assert await prune(pool, files, 30, OLDEST) is None
+
+    assert await there(pool) == {young, queued.id}
+    (kept,) = await files.all()
+    assert str(young) in kept
+    (line,) = [record for record in caplog.records if getattr(record, "action", "") == "jobs_pruned"]
+    assert line.__dict__["count"] == 3
+
+
+async def test_pictures_of_a_user_who_is_gone_are_pruned_by_the_keys_in_the_row_if_they_are_the_jobs_own(
+    pool: asyncpg.Pool[Any], queue: PostgresQueue, files: Files
+) -> None:
+    job = await completed(pool, queue, files, days_ago=40, user_id=UUID(int=7))
+    other = await completed(pool, queue, files, days_ago=1, user_id=UUID(int=7))
+    await pool.execute("UPDATE generation_jobs SET user_id = NULL")
+    await pool.execute(
+        "UPDATE generation_jobs SET outputs = outputs || (SELECT outputs FROM generation_jobs WHERE id = $2) "
+        "WHERE id = $1",
+        *(job, other),
+    )
+
+    await prune(pool, files, 30, OLDEST)
+
+    (kept,) = await files.all()
+    assert str(other) in kept
+
+
+async def test_a_row_outlives_its_files_if_storage_refuses_or_the_program_is_killed(
+    pool: asyncpg.Pool[Any],
+    queue: PostgresQueue,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    jobs = [await completed(pool, queue, files, days_ago=40 - n) for n in range(3)]
+    files.stubborn.add(jobs[0])
+    await prune(pool, files, 30, OLDEST)
+    assert await there(pool) == {jobs[0]}
+    assert "1 old jobs stay for now, the first because: the bucket is away" in caplog.text
+
+    files.stubborn.clear()
+    delete = files.delete
+
+    async def killed(keys: Sequence[str]) -> None:
+        await delete(keys)
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "delete", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await prune(pool, files, 30, OLDEST)
+    assert (await files.all(), await there(pool)) == ([], {jobs[0]})
+
+    await prune(pool, files, 30, OLDEST)
+    assert not await there(pool)
+
+
+@pytest.mark.parametrize("when", ["", "DEFERRABLE INITIALLY DEFERRED"], ids=["at_once", "at_commit"])
+async def test_a_job_that_an_order_refers_to_keeps_its_picture_and_stands_in_front_of_nobody(
+    when: str,
+    pool: asyncpg.Pool[Any],
+    queue: PostgresQueue,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(maintenance, "PRUNED_AT_ONCE", 1)
+    sold, unsold = [await completed(pool, queue, files, days_ago=days) for days in (50, 40)]
+    await pool.execute(f"CREATE TABLE orders (job uuid REFERENCES generation_jobs {when})")
+    await pool.execute("INSERT INTO orders VALUES ($1)", sold)
+
+    place = await prune(pool, files, 30, OLDEST)
+    assert place is not None
+    assert place.id == sold
+    place = await prune(pool, files, 30, place)
+    assert place is not None
+    assert place.id == unsold
+    assert await prune(pool, files, 30, place) is None
+
+    assert await there(pool) == {sold}
+    (kept,) = await files.all()
+    assert str(sold) in kept
+
+
+async def test_what_else_forgets_a_pruned_job(
+    pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue, files: Files
+) -> None:
+    first = await submissions.submit({"prompt": "A phoenix"}, idempotency_key="k")
+    await submissions.cancel(first.id)
+    again = await submissions.retry(first.id)
+    assert again is not None
+    await pool.execute(AGE, first.id, 40)
+
+    await prune(pool, files, 30, OLDEST)
+
+    repeated = await submissions.get(again.id)
+    assert repeated is not None
+    assert (repeated.status, repeated.retry_of) == (Status.QUEUED, None)
+    assert (await submissions.submit({"prompt": "A phoenix"}, idempotency_key="k")).id != first.id
+
+
+async def test_maintainers_that_prune_at_once_share_the_work(
+    pool: asyncpg.Pool[Any], queue: PostgresQueue, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tenkaigen.maintenance")
+    for _ in range(10):
+        await completed(pool, queue, files, days_ago=40)
+
+    await asyncio.gather(*(prune(pool, files, 30, OLDEST) for _ in range(5)))
+
+    assert (await files.all(), await there(pool)) == ([], set())
+    assert sum(record.__dict__["count"] for record in caplog.records) == 10
+
+
+async def test_a_storage_that_never_answers_is_given_up(
+    pool: asyncpg.Pool[Any],
+    queue: PostgresQueue,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old = await completed(pool, queue, files, days_ago=40)
+
+    async def hang(prefix: str) -> Sequence[str]:
+        await asyncio.Event().wait()
+        return ()
+
+    monkeypatch.setattr(files, "list", hang)
+    monkeypatch.setattr(maintenance, "STORAGE_SECONDS", 0)
+    await prune(pool, files, 30, OLDEST)
+    assert "storage did not answer within 0 s" in caplog.text
+    assert await there(pool) == {old}
+
+
 async def test_it_goes_on_after_an_outage_but_lets_workers_renew_first(
     pool: asyncpg.Pool[Any], files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pauses: dict[str, list[float]] = {"rescue": [], "clean": []}
-    outages = {name: iter([None, DatabaseError("away"), None]) for name in pauses}
+    place = Place(datetime(2026, 1, 1, tzinfo=UTC), UUID(int=7))
+    steps: dict[str, list[object]] = {
+        "rescue": [None, DatabaseError("away"), None],
+        "files": [None, DatabaseError("away"), None],
+        "prune": [place, DatabaseError("away"), None],
+    }
+    pauses: dict[str, list[float]] = {name: [] for name in steps}
+    begun: list[Place] = []
 
-    def step(name: str) -> Callable[..., Awaitable[None]]:
-        async def next_outcome(*_: object) -> None:
-            if outage := next(outages[name]):
-                raise outage
+    def step(name: str) -> Callable[..., Awaitable[Any]]:
+        outcomes = iter(steps[name])
+
+        async def next_outcome(*given: object) -> object:
+            begun.extend(value for value in given if isinstance(value, Place))
+            outcome = next(outcomes)
+            if isinstance(outcome, DatabaseError):
+                raise outcome
+            return outcome
 
         return next_outcome
 
@@ -396,9 +574,27 @@ async def test_it_goes_on_after_an_outage_but_lets_workers_renew_first(
             raise asyncio.CancelledError
 
     monkeypatch.setattr(maintenance, "rescue", step("rescue"))
-    monkeypatch.setattr(maintenance, "remove_files", step("clean"))
+    monkeypatch.setattr(maintenance, "remove_files", step("files"))
+    monkeypatch.setattr(maintenance, "prune", step("prune"))
     monkeypatch.setattr(maintenance.asyncio, "sleep", note)
 
-    await maintain(pool, files, WorkerSettings(heartbeat_seconds=20, rescue_seconds=10))
+    await maintain(pool, files, WorkerSettings(heartbeat_seconds=20, rescue_seconds=10, prune_after_days=30))
 
-    assert pauses == {"rescue": [20, 10, 20, 10], "clean": [10, 10, 10, 10]}
+    assert pauses == {"rescue": [20, 10, 20, 10], "files": [10, 10, 10, 10], "prune": [10, 10, 10, 3600]}
+    assert begun == [OLDEST, place, place]
+
+
+async def test_nothing_is_pruned_unless_asked_for(
+    pool: asyncpg.Pool[Any], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = set()
+
+    async def note(_: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.add(task.get_name())
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(maintenance.asyncio, "sleep", note)
+    await maintain(pool, files, WorkerSettings())
+    assert begun == {"rescue", "files"}

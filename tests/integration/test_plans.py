@@ -14,6 +14,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from tenkaigen_worker.database.queue import QUERIES as QUEUE
 from tenkaigen_worker.database.submissions import QUERIES as SUBMISSIONS
+from tenkaigen_worker.database.upkeep import OLDEST
 from tenkaigen_worker.database.upkeep import QUERIES as UPKEEP
 from tenkaigen_worker.offers import LINE_AT_MOST
 
@@ -27,8 +28,11 @@ RUNNING = 50
 FINISHED = """
 SET LOCAL session_replication_role = replica;
 INSERT INTO generation_jobs (prompt, user_id, status, created_at, completed_at)
-SELECT 'old', lpad(to_hex(n % 5000), 32, '0')::uuid, 'completed', now() - n * interval '1 second', now()
+SELECT 'old', lpad(to_hex(n % 5000), 32, '0')::uuid, 'completed', now() - n * interval '1 minute',
+    now() - (n - 0.5) * interval '1 minute'
 FROM generate_series(1, 100000) n;
+INSERT INTO generation_jobs (prompt, status, lease_token, created_at, completed_at, files_to_remove)
+SELECT 'failed', 'failed', 1, now(), now(), n <= 5 FROM generate_series(1, 1000) n;
 """
 QUEUED = """
 SET LOCAL session_replication_role = replica;
@@ -72,6 +76,15 @@ async def test_plans_on_a_large_table(large: asyncpg.Pool[Any]) -> None:
         "generation_jobs_processing_idx": RUNNING + 1,
         "generation_jobs_pkey": 1,
     }
+    assert await scans(large, UPKEEP["with_files_to_remove"], bitmap=True) == {"generation_jobs_files_to_remove_idx": 5}
+    old = await large.fetch(UPKEEP["prunable"], 30, *OLDEST, 100)
+    assert len(old) == 100
+    for behind in (OLDEST, old[-1]):
+        found = await scans(large, UPKEEP["prunable"], 30, *behind, 100)
+        assert found.keys() == {"generation_jobs_completed_idx"}
+        assert max(found.values()) <= 102
+    assert await scans(large, UPKEEP["prunable"], 365, *OLDEST, 100) == {"generation_jobs_completed_idx": 0}
+    assert set(await scans(large, UPKEEP["prune"], old[0]["id"], 30)) == {"generation_jobs_pkey"}
     assert await scans(large, MY_LAST_JOBS, USER) == {"generation_jobs_by_user_idx": 20}
 
 
@@ -129,11 +142,15 @@ async def reads(connection: Connection) -> Mapping[str, int]:
     return {row["name"]: row["read"] for row in rows}
 
 
-async def scans(pool: asyncpg.Pool[Any], query: str, *values: object) -> Mapping[str, int]:
-    """Run a query, and answer how many rows it read through which index; it may read the table in no other way."""
+async def scans(pool: asyncpg.Pool[Any], query: str, *values: object, bitmap: bool = False) -> Mapping[str, int]:
+    """Run a query, and answer how many rows it read through which index; it may read the table in no other way.
+
+    A ``bitmap`` of a few rows does as well where their order does not matter.
+    """
     explained = json.loads(await pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *values))
     nodes = walk(explained[0]["Plan"])
-    assert not [node for node in nodes if node["Node Type"] in {"Seq Scan", "Bitmap Heap Scan"}], explained
+    others = {"Seq Scan"} if bitmap else {"Seq Scan", "Bitmap Heap Scan"}
+    assert not [node for node in nodes if node["Node Type"] in others], explained
     found: Counter[str] = Counter()
     for node in nodes:
         if "Index Name" in node:
