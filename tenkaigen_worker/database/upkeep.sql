@@ -68,13 +68,14 @@ WHERE job.id = cleared.id AND job.lease_token = cleared.lease_token AND job.file
 -- or storage refuses, are passed by.
 SELECT completed_at, id
 FROM generation_jobs
-WHERE completed_at < now() - make_interval(days => $1) AND status IN ('completed', 'failed', 'canceled')
+WHERE completed_at < now() - make_interval(days => $1)
     AND completed_at >= $2 AND (completed_at, id) > ($2, $3)
 ORDER BY completed_at, id
 LIMIT $4;
 
 -- name: prune
--- Primary key. What another maintainer is just removing, or somebody else is writing, is left to them.
+-- Primary key. What another maintainer is just removing, or somebody else is writing, is left to them. A job that a hand
+-- has queued again may still have its date.
 DELETE FROM generation_jobs
 WHERE id = (
         SELECT id

@@ -20,7 +20,7 @@ from tenkaigen_worker.database.upkeep import OLDEST, Place, expire_late, rescue_
 from tenkaigen_worker.errors import Code, DatabaseError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Job, Output, Status
 from tenkaigen_worker.maintenance import expire, maintain, prune, remove_files, rescue
-from tenkaigen_worker.storage.keys import attempt_prefix
+from tenkaigen_worker.storage.keys import attempt_prefix, lease_of
 from tenkaigen_worker.storage.local import LocalStorage
 
 LOSE_ALL = "UPDATE generation_jobs SET lease_expires_at = now() - interval '1 second' WHERE status = 'processing'"
@@ -336,27 +336,30 @@ async def test_a_worker_that_does_not_know_yet_is_waited_for(
     assert (await files.all(), await marked(pool)) == ([], [])
 
 
-async def test_a_failed_job_that_is_queued_again_by_hand_keeps_the_files_of_its_new_lease(
+async def test_a_job_that_begins_again_by_hand_meanwhile_keeps_the_files_of_its_new_lease(
     pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue, files: Files
 ) -> None:
     job = await submissions.submit({"prompt": "A phoenix"})
     await files.add(held := await claimed(queue))
     await queue.cancel(held.lease)
-    new = ""
+    new: list[Job] = []
 
     class SlowFiles(Files):
         async def list(self, prefix: str) -> Sequence[str]:
-            nonlocal new
             await pool.execute("UPDATE generation_jobs SET status = 'queued', completed_at = NULL")
-            new = await files.add(await claimed(queue))
+            assert not await marked(pool)
+            new.append(await claimed(queue))
+            await files.add(new[0])
+            await queue.fail(new[0].lease, Failure(Code.REFUSED, "Not for us."))
             return await super().list(prefix)
 
     await remove_files(pool, SlowFiles(files.root))
-    assert await files.all() == [new]
-    assert not await marked(pool)
-
-    await pool.execute("UPDATE generation_jobs SET status = 'failed', lease_expires_at = NULL")
+    (kept,) = await files.all()
+    assert lease_of(kept) == new[0].lease
     assert await marked(pool) == [job.id]
+
+    await remove_files(pool, files)
+    assert (await files.all(), await marked(pool)) == ([], [])
 
 
 async def test_a_picture_that_the_row_names_stays_even_if_the_job_is_called_failed(
@@ -519,6 +522,21 @@ async def test_maintainers_that_prune_at_once_share_the_work(
 
     assert (await files.all(), await there(pool)) == ([], set())
     assert sum(record.__dict__["count"] for record in caplog.records) == 10
+
+
+async def test_an_old_row_that_somebody_is_just_writing_is_passed_by(
+    pool: asyncpg.Pool[Any], queue: PostgresQueue, files: Files
+) -> None:
+    busy, idle = [await completed(pool, queue, files, days_ago=days) for days in (50, 40)]
+
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("UPDATE generation_jobs SET metadata = '{\"sold\": true}' WHERE id = $1", busy)
+        await prune(pool, files, 30, OLDEST)
+
+    assert await there(pool) == {busy}
+    (kept,) = await files.all()
+    assert str(busy) in kept
+    assert str(idle) not in kept
 
 
 async def test_a_storage_that_never_answers_is_given_up(

@@ -1,4 +1,4 @@
-"""Workers are killed where a file is already there: what an earlier attempt left is removed by a later one."""
+"""Workers are killed where a file is already there: a later attempt removes it, or maintenance where there is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from tests.scenarios.program import PATIENCE_SECONDS, Start
-from tests.scenarios.rows import insert, skip_backoff, until_final
+from tests.scenarios.rows import insert, skip_backoff, until_final, until_none_marked
 
 # Completing waits at its commit until nobody else holds the lock.
 WAIT_AT_COMMIT = """
@@ -66,6 +66,17 @@ async def test_a_later_attempt_removes_it(left: str, start: Start, pool: asyncpg
     heir.process.send_signal(signal.SIGTERM)
     assert await heir.wait() == 0
     assert [path.name for path in folder.iterdir()] == [Path(output["key"]).name]
+
+
+async def test_nobody_tries_again_and_another_worker_removes_it(
+    start: Start, pool: asyncpg.Pool, tmp_path: Path
+) -> None:
+    _, folder = await a_killed_attempt(start, pool, tmp_path, "1-0-d885c0da9268.png")
+    await pool.execute("UPDATE generation_jobs SET max_attempts = 1")
+    heir = await start("worker")
+    await heir.until("job_rescued")
+    await until_none_marked(pool)
+    assert not folder.exists()
 
 
 async def test_killed_between_the_outcome_and_the_removal(start: Start, pool: asyncpg.Pool, tmp_path: Path) -> None:
