@@ -92,10 +92,15 @@ async def prune(pool: asyncpg.Pool, storage: Storage, days: int, behind: Place) 
                 raise
             refusals.append(error)
     if pruned:
-        log.info("pruned %d jobs older than %d days", pruned, days, extra={"action": "jobs_pruned", "count": pruned})
+        log.info(
+            "removed %d of the jobs that ended more than %d days ago",
+            *(pruned, days),
+            extra={"action": "jobs_pruned", "count": pruned},
+        )
     if refusals:
         log.warning(
-            *("%d old jobs stay for now, the first because: %s", len(refusals), refusals[0]),
+            "of the old jobs %d stay for now, the first because: %s",
+            *(len(refusals), refusals[0]),
             extra={"action": "jobs_kept", "count": len(refusals)},
         )
     return batch[-1] if len(batch) == PRUNED_AT_ONCE else None

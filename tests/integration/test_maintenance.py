@@ -449,7 +449,7 @@ async def test_a_row_outlives_its_files_if_storage_refuses_or_the_program_is_kil
     files.stubborn.add(jobs[0])
     await prune(pool, files, 30, OLDEST)
     assert await there(pool) == {jobs[0]}
-    assert "1 old jobs stay for now, the first because: the bucket is away" in caplog.text
+    assert "of the old jobs 1 stay for now, the first because: the bucket is away" in caplog.text
 
     files.stubborn.clear()
     delete = files.delete

@@ -69,6 +69,8 @@ async def test_plans_on_a_large_table(large: asyncpg.Pool[Any]) -> None:
     assert len(renewed) == 1
     assert renewed.keys() <= {"generation_jobs_pkey", "generation_jobs_processing_idx"}
     assert max(renewed.values()) <= RUNNING + 1
+    beat = await explain(large, QUEUE["heartbeat"], running, tokens, stages, fractions, 60.0)
+    assert beat["Triggers"] == []
     await large.execute(
         "UPDATE generation_jobs SET lease_expires_at = now() - interval '1 s' WHERE id = $1", running[0]
     )
@@ -147,8 +149,8 @@ async def scans(pool: asyncpg.Pool[Any], query: str, *values: object, bitmap: bo
 
     A ``bitmap`` of a few rows does as well where their order does not matter.
     """
-    explained = json.loads(await pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *values))
-    nodes = walk(explained[0]["Plan"])
+    explained = await explain(pool, query, *values)
+    nodes = walk(explained["Plan"])
     others = {"Seq Scan"} if bitmap else {"Seq Scan", "Bitmap Heap Scan"}
     assert not [node for node in nodes if node["Node Type"] in others], explained
     found: Counter[str] = Counter()
@@ -157,6 +159,14 @@ async def scans(pool: asyncpg.Pool[Any], query: str, *values: object, bitmap: bo
             rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
             found[node["Index Name"]] += round(rows * node["Actual Loops"])
     return found
+
+
+async def explain(pool: asyncpg.Pool[Any], query: str, *values: object) -> dict[str, Any]:
+    """Run a query, and answer its plan and the triggers that it called."""
+    explained: list[dict[str, Any]] = json.loads(
+        await pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *values)
+    )
+    return explained[0]
 
 
 def walk(plan: dict[str, Any]) -> list[dict[str, Any]]:
