@@ -22,6 +22,7 @@ WARM_UP_SIDE = 256
 
 VERSION = 1
 BASE_SCHEDULER = "base"
+BASE_MODEL = "Qwen/Qwen-Image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Model:
     """What a loaded model is called, and the size in pixels that it likes best.
 
     ``default_steps`` is set by a model for which the modes' steps make no sense. ``demo`` marks an untrained one.
+    ``base`` is the model whose LoRAs fit this one.
     """
 
     backend: str
@@ -38,6 +40,16 @@ class Model:
     default_height: int
     demo: bool = False
     default_steps: int | None = None
+    base: str = BASE_MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedLora:
+    """A LoRA of a recipe: the very file, by its SHA-256 (hex), and how strongly it is applied."""
+
+    name: str
+    sha256: str
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,8 @@ class Recipe:
 
     Kept with the job and inside the PNG. ``width`` and ``height`` in pixels, multiples of 16. ``seeds`` has one entry
     per picture. ``guidance_scale`` is diffusers' ``true_cfg_scale``; 1.0 means no guidance and one forward a step.
-    ``demo`` marks pictures of a demonstration backend.
+    ``reference`` and ``mask`` are the SHA-256 (hex) of the files that were given; ``strength``, from 0 to 1, is how
+    much of the reference is drawn anew. ``demo`` marks pictures of a demonstration backend.
     """
 
     prompt: str
@@ -62,12 +75,16 @@ class Recipe:
     backend: str
     model: str
     revision: str | None = None
+    loras: tuple[AppliedLora, ...] = ()
+    reference: str | None = None
+    mask: str | None = None
+    strength: float | None = None
     demo: bool = False
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
-        return {**asdict(self), "seeds": list(self.seeds)}
+        return {**asdict(self), "seeds": list(self.seeds), "loras": [asdict(lora) for lora in self.loras]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
@@ -75,7 +92,8 @@ class Recipe:
         if data.get("version") != VERSION:
             raise ValueError(f"not a recipe of version {VERSION}: its version is {data.get('version')!r}")
         try:
-            return cls(**{**data, "seeds": tuple(data["seeds"])})
+            loras = tuple(AppliedLora(**lora) for lora in data.get("loras", ()))
+            return cls(**{**data, "seeds": tuple(data["seeds"]), "loras": loras})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a recipe of version {VERSION}: {error}") from error
 

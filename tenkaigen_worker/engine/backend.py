@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from tenkaigen_worker.config import EngineSettings
-from tenkaigen_worker.engine.base import Picture, Step
+from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.recipe import Model, Recipe
 
@@ -42,7 +42,7 @@ class Backend(Protocol):
     def dtype(self) -> str: ...
 
     def pictures(
-        self, recipe: Recipe, *, first: int, lean: bool, report: Report, cancel: threading.Event
+        self, recipe: Recipe, inputs: Inputs, *, first: int, lean: bool, report: Report, cancel: threading.Event
     ) -> Iterator[Picture]:
         """Make the recipe's pictures in order, from index ``first`` on, and ``report`` every step.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from tenkaigen_worker.recipe import Model, Recipe
@@ -17,6 +18,22 @@ class EngineInfo:
     device: str
     dtype: str
     load_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The files on this machine that a recipe speaks of.
+
+    ``loras`` finds each LoRA's safetensors file by its SHA-256. ``reference`` is an RGB picture and ``mask`` a grey one
+    (white is drawn anew), both PNG of exactly the recipe's size.
+    """
+
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    reference: Path | None = None
+    mask: Path | None = None
+
+
+NO_INPUTS = Inputs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,9 @@ class Engine(Protocol):
         Raises :class:`~tenkaigen_worker.errors.EngineError` with the cause.
         """
 
-    def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
+    def generate(
+        self, recipe: Recipe, inputs: Inputs = NO_INPUTS, *, on_step: Callable[[Step], None]
+    ) -> AsyncGenerator[Picture]:
         """Yield the recipe's pictures in order, each as soon as it is done. The caller sees to one recipe at a time.
 
         A consumer that is cancelled, or closes the generator, ends the run at the child's next step; the engine stays

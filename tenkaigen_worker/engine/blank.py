@@ -26,7 +26,7 @@ import time
 from collections.abc import Collection, Iterator
 
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Report, Stopped
-from tenkaigen_worker.engine.base import Picture, Step
+from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.recipe import Model, Recipe
 
 STEP_SECONDS = 0.002
@@ -38,13 +38,20 @@ class BlankBackend:
     """Flat pictures, at once."""
 
     model = Model(
-        backend="blank", name="blank", revision=None, default_width=256, default_height=256, demo=True, default_steps=4
+        backend="blank",
+        name="blank",
+        revision=None,
+        default_width=256,
+        default_height=256,
+        demo=True,
+        default_steps=4,
+        base="blank",
     )
     device = "none"
     dtype = "uint8"
 
     def pictures(
-        self, recipe: Recipe, *, first: int, lean: bool, report: Report, cancel: threading.Event
+        self, recipe: Recipe, inputs: Inputs, *, first: int, lean: bool, report: Report, cancel: threading.Event
     ) -> Iterator[Picture]:
         """Make flat pictures; see the module's words for the faults it understands."""
         faults = {fault: float(value or 0) for fault, value in _FAULT.findall(recipe.prompt)}

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from tenkaigen_worker.config import EngineSettings
 from tenkaigen_worker.engine import messages
 from tenkaigen_worker.engine.backend import Backend, DeviceBroken, OutOfMemory, Stopped, load_backend
-from tenkaigen_worker.engine.base import EngineInfo
+from tenkaigen_worker.engine.base import EngineInfo, Inputs
 from tenkaigen_worker.errors import Code, InputError, JobError
 from tenkaigen_worker.recipe import Recipe
 
@@ -42,6 +42,7 @@ class Order:
 
     run: int
     recipe: Recipe
+    inputs: Inputs
     cancel: threading.Event
 
 
@@ -69,9 +70,9 @@ class Inbox:
         try:
             while True:
                 match self._channel.receive():
-                    case messages.Run(run, recipe):
+                    case messages.Run(run, recipe, inputs):
                         self._cancels[run] = threading.Event()
-                        self._orders.put(Order(run, recipe, self._cancels[run]))
+                        self._orders.put(Order(run, recipe, inputs, self._cancels[run]))
                     case messages.Cancel(run):
                         if cancel := self._cancels.get(run):
                             cancel.set()
@@ -115,6 +116,7 @@ class Child:
             try:
                 for picture in self._backend.pictures(
                     order.recipe,
+                    order.inputs,
                     first=finished,
                     lean=lean,
                     report=lambda step: self._channel.send(messages.Progress(order.run, step)),

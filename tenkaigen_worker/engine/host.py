@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import NoReturn
 
 from tenkaigen_worker.config import EngineSettings, PhaseLimits
-from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
+from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Inputs, Picture, Step
 from tenkaigen_worker.engine.messages import (
     Cancel,
     Canceled,
@@ -71,11 +71,13 @@ class EngineProcess:
             self._loading.add_done_callback(_look_at)
         return await asyncio.shield(self._loading)
 
-    async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
+    async def generate(
+        self, recipe: Recipe, inputs: Inputs = NO_INPUTS, *, on_step: Callable[[Step], None]
+    ) -> AsyncGenerator[Picture]:
         """Yield the recipe's pictures in order; see :meth:`tenkaigen_worker.engine.base.Engine.generate`."""
         child = await self._get_ready()
         run = next(self._runs)
-        child.send(Run(run, recipe))
+        child.send(Run(run, recipe, inputs))
         step = Step("encode", 0, 0, 1)
         over = False
         try:

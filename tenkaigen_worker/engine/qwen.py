@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Report, Stopped
-from tenkaigen_worker.engine.base import Picture, Step
+from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.recipe import Model, Recipe
 
 MAX_PROMPT_TOKENS = 1024  # what the pipeline allows at most; its default of 512 cuts longer prompts in silence
@@ -43,7 +43,7 @@ class QwenBackend:
         pipe.set_progress_bar_config(disable=True)
 
     def pictures(
-        self, recipe: Recipe, *, first: int, lean: bool, report: Report, cancel: threading.Event
+        self, recipe: Recipe, inputs: Inputs, *, first: int, lean: bool, report: Report, cancel: threading.Event
     ) -> Iterator[Picture]:
         """Make the pictures one after another, so that each one's bytes depend on its own seed alone."""
         with self._device_errors(), self._memory_for(lean=lean):

@@ -38,7 +38,14 @@ def load_tiny(settings: EngineSettings) -> QwenBackend:
     dtype = choose_dtype(settings.dtype, device)
     pipe = build_pipeline().to(device=device, dtype=dtype)
     model = Model(
-        backend="tiny", name="tiny", revision=None, default_width=256, default_height=256, demo=True, default_steps=8
+        backend="tiny",
+        name="tiny",
+        revision=None,
+        default_width=256,
+        default_height=256,
+        demo=True,
+        default_steps=8,
+        base="tiny",
     )
     return QwenBackend(pipe, model, device, dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 PLACEHOLDER = "{prompt}"
@@ -13,12 +14,22 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA that is asked for, by its name or an alias; ``weight`` is the LoRA's own unless given."""
+
+    name: str
+    weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Style:
     """A named look.
 
     ``prompt`` is a template in which ``{prompt}`` stands for the user's words; ``negative_prompt`` is joined to the
-    user's own. ``replaces`` allows this style to take the place of another of the same name. ``origin``, the file or
-    package it came from, is filled in when it is loaded.
+    user's own. ``mode``, ``steps``, ``guidance_scale``, ``width`` and ``height`` (pixels) are what a job of this style
+    gets that does not ask for something else, and ``loras`` are applied to every one. ``replaces`` allows this style to
+    take the place of another of the same name. ``origin``, the file or package it came from, is filled in when it is
+    loaded.
 
     Raises ``ValueError`` when the name or the template cannot be used.
     """
@@ -27,6 +38,12 @@ class Style:
     description: str = ""
     prompt: str = PLACEHOLDER
     negative_prompt: str = ""
+    mode: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    loras: tuple[LoraUse, ...] = ()
     replaces: bool = False
     origin: str = field(default="", compare=False)
 
@@ -34,6 +51,53 @@ class Style:
         check_name(self.name)
         check_template(self.prompt)
         check_words(self.negative_prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA that jobs may use.
+
+    ``source`` is ``hub:OWNER/REPO/PATH.safetensors@REVISION``, an ``https://`` URL, or a path on this machine;
+    ``sha256`` (hex) is what its file must have. ``weight`` is how strongly it is applied where nobody says. ``aliases``
+    are further names, such as the franchise's; with ``match_prompt`` they and the name also count where a prompt has
+    them as whole words. ``trigger_words`` are put before the prompt. ``base_model`` is the model it was trained for.
+    ``commercial_use`` is what its ``licence`` allows; ``None`` is unknown. ``replaces`` and ``origin`` as in
+    :class:`Style`.
+
+    Raises ``ValueError`` when one of them cannot be used.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    match_prompt: bool = False
+    trigger_words: tuple[str, ...] = ()
+    weight: float = 1.0
+    base_model: str = "Qwen/Qwen-Image"
+    licence: str = ""
+    commercial_use: bool | None = None
+    replaces: bool = False
+    origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A named prompt with variables in braces: ``prompt`` is ``A {animal} in a {place}``.
+
+    ``variables`` maps each to its default; one whose default is ``None`` must be given. ``style`` is what its jobs get
+    that name none. ``replaces`` and ``origin`` as in :class:`Style`.
+    """
+
+    name: str
+    prompt: str
+    description: str = ""
+    negative_prompt: str = ""
+    variables: Mapping[str, str | None] = field(default_factory=dict)
+    style: str | None = None
+    replaces: bool = False
+    origin: str = field(default="", compare=False)
 
 
 def check_name(name: str) -> str:

@@ -23,7 +23,7 @@ from huggingface_hub import constants
 from tenkaigen_worker.config import EngineSettings
 from tenkaigen_worker.engine import weights
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory
-from tenkaigen_worker.engine.base import Step
+from tenkaigen_worker.engine.base import NO_INPUTS, Step
 from tenkaigen_worker.engine.devices import GIB, Footprint, choose_device, choose_dtype, choose_offload
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.engine.loaders import check_auto, footprint, load_diffusers
@@ -59,7 +59,7 @@ def load(model: Path | str, **changes: object) -> QwenBackend:
 
 def picture(backend: QwenBackend, steps: list[Step] | None = None, *, lean: bool = False) -> bytes:
     report = (steps if steps is not None else []).append
-    (made,) = backend.pictures(RECIPE, first=0, lean=lean, report=report, cancel=threading.Event())
+    (made,) = backend.pictures(RECIPE, NO_INPUTS, first=0, lean=lean, report=report, cancel=threading.Event())
     return made.pixels
 
 

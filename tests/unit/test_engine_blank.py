@@ -21,7 +21,7 @@ from tenkaigen_worker.config import EngineSettings, PhaseLimits
 from tenkaigen_worker.engine import child as child_module
 from tenkaigen_worker.engine import messages
 from tenkaigen_worker.engine import process as process_module
-from tenkaigen_worker.engine.base import Picture, Step
+from tenkaigen_worker.engine.base import NO_INPUTS, Picture, Step
 from tenkaigen_worker.engine.host import EngineProcess, silence_limit
 from tenkaigen_worker.engine.process import ChildProcess, exit_words, last_words
 from tenkaigen_worker.errors import Code, EngineError, InputError
@@ -406,7 +406,7 @@ async def test_the_child_ends_with_its_socket_even_in_the_middle_of_a_step() -> 
     process = await ChildProcess.spawn()
     process.send(messages.Load(settings()))
     assert isinstance(await process.receive(30), messages.Loaded)
-    process.send(messages.Run(1, prompt("[hang]")))
+    process.send(messages.Run(1, prompt("[hang]"), NO_INPUTS))
     assert isinstance(await process.receive(30), messages.Progress)
 
     process._channel.close()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tenkaigen_worker.config import EngineSettings
 from tenkaigen_worker.engine import messages
-from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
+from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Picture, Step
 from tenkaigen_worker.engine.messages import AsyncChannel, BlockingChannel, Message, ProtocolError
 from tenkaigen_worker.errors import Code
 from tenkaigen_worker.recipe import Model, Recipe
@@ -24,7 +24,7 @@ PICTURE = Picture(0, 7, 4, 2, bytes(range(24)), {"denoise": 12})
 
 MESSAGES: tuple[Message, ...] = (
     messages.Load(EngineSettings(backend="tiny", threads=1)),
-    messages.Run(1, RECIPE),
+    messages.Run(1, RECIPE, NO_INPUTS),
     messages.Cancel(1),
     messages.Shutdown(),
     messages.Loading(),

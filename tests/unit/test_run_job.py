@@ -13,7 +13,7 @@ import pytest
 from tenacity import wait_fixed, wait_none
 
 from tenkaigen_worker.config import GenerationSettings, PluginSettings
-from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
+from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Inputs, Picture, Step
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Progress, Status
 from tenkaigen_worker.metrics import Metrics
@@ -115,7 +115,9 @@ class FakeEngine:
     async def start(self) -> EngineInfo:
         return self.info
 
-    async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
+    async def generate(
+        self, recipe: Recipe, inputs: Inputs = NO_INPUTS, *, on_step: Callable[[Step], None]
+    ) -> AsyncGenerator[Picture]:
         for index, seed in enumerate(recipe.seeds):
             on_step(Step("denoise", index, 1, 2))
             pixels = bytes(3 * recipe.width * recipe.height)

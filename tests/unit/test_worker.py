@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from tenkaigen_worker.config import GenerationSettings, PluginSettings, WorkerSettings
-from tenkaigen_worker.engine.base import EngineInfo, Picture, Step
+from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Inputs, Picture, Step
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError
 from tenkaigen_worker.jobs import Failure, Heartbeat, Job, Lease, Progress, Status
 from tenkaigen_worker.metrics import Metrics
@@ -87,7 +87,9 @@ class SickEngine(StubbornEngine):
         self.sick_warm_ups = sick_warm_ups
         self.seen: list[str] = []
 
-    async def generate(self, recipe: Recipe, *, on_step: Callable[[Step], None]) -> AsyncGenerator[Picture]:
+    async def generate(
+        self, recipe: Recipe, inputs: Inputs = NO_INPUTS, *, on_step: Callable[[Step], None]
+    ) -> AsyncGenerator[Picture]:
         self.seen.append("warm-up" if recipe == warm_up(INFO.model) else "job")
         if self.seen[-1] == "warm-up" and self.seen.count("warm-up") > self.sick_warm_ups:
             return
