@@ -13,6 +13,7 @@ from aiohttp import web
 from tenkaigen_worker.config import GenerationSettings
 from tenkaigen_worker.jobs import JobView
 from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.references.uploads import Uploads
 
 
 class Submissions(Protocol):
@@ -57,6 +58,7 @@ class Parts:
 
     submissions: Submissions
     files: Files
+    uploads: Uploads
     plugins: Plugins
     generation: GenerationSettings
     check: Callable[[], Awaitable[None]]

@@ -45,6 +45,7 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.maintenance import maintain
     from tenkaigen_worker.plugin.manager import Plugins
+    from tenkaigen_worker.references.uploads import Uploads, keep_uploads_young
     from tenkaigen_worker.storage.factory import make_storage
 
     stop = asyncio.Event()
@@ -53,9 +54,15 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     plugins = Plugins.load(settings.plugins)
     async with opened(settings, "tenkaigen api") as pool:
         check = partial(check_schema, pool)
-        parts = Parts(Submissions(pool), make_storage(settings), plugins, settings.generation, check)
+        storage = make_storage(settings)
+        uploads = Uploads(storage, settings.references)
+        parts = Parts(Submissions(pool), storage, uploads, plugins, settings.generation, check)
         async with serving(make_app(parts, settings.api), settings.api) as url, asyncio.TaskGroup() as tasks:
-            upkeep = tasks.create_task(maintain(pool, settings.worker))
+            upkeep = [
+                tasks.create_task(maintain(pool, settings.worker)),
+                tasks.create_task(keep_uploads_young(storage, settings.references)),
+            ]
             say_ready(url)
             await stop.wait()
-            upkeep.cancel()
+            for task in upkeep:
+                task.cancel()

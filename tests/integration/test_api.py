@@ -19,6 +19,7 @@ from tenkaigen_worker.database.connect import open_pool
 from tenkaigen_worker.database.migrate import check_schema
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.references.uploads import Uploads
 from tenkaigen_worker.storage.factory import make_storage
 from tenkaigen_worker.storage.local import LocalStorage
 
@@ -45,7 +46,9 @@ def plugin_folder(tmp_path: Path) -> Path:
 
 def client_of(pool: asyncpg.Pool, settings: Settings, storage: LocalStorage) -> TestClient[Any, Any]:
     plugins = Plugins.load(settings.plugins)
-    parts = Parts(Submissions(pool), storage, plugins, settings.generation, partial(check_schema, pool))
+    uploads = Uploads(storage, settings.references)
+    check = partial(check_schema, pool)
+    parts = Parts(Submissions(pool), storage, uploads, plugins, settings.generation, check)
     return TestClient(TestServer(make_app(parts, settings.api)))
 
 

@@ -17,10 +17,11 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Parts
-from tenkaigen_worker.config import ApiSettings, GenerationSettings, PluginSettings
+from tenkaigen_worker.config import ApiSettings, GenerationSettings, PluginSettings, ReferenceSettings
 from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, LimitError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
 from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.references.uploads import Uploads
 from tenkaigen_worker.storage.local import LocalStorage
 from tests.unit.examples import NOW, QUEUED
 
@@ -84,7 +85,7 @@ def parts(table: Table, outages: list[DatabaseError], storage: LocalStorage, plu
             raise outage
 
     plugins = Plugins.load(PluginSettings(paths=(plugin_folder,)))
-    return Parts(table, storage, plugins, GenerationSettings(), check)
+    return Parts(table, storage, Uploads(storage, ReferenceSettings()), plugins, GenerationSettings(), check)
 
 
 @pytest.fixture
