@@ -92,7 +92,7 @@ class Fetcher:
             ) as session:
                 return await self._follow(session, url)
         except aiohttp.InvalidURL:
-            raise ValueError(f"{url.host} led to something that is no URL") from None
+            raise ValueError("leads to what is no URL") from None
         except (aiohttp.ClientError, TimeoutError) as error:
             if forbidden:
                 raise ValueError("leads to an address that is not in the public internet") from None
