@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
-from aiohttp import BodyPartReader, ClientPayloadError, web
+from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tenkaigen_worker.api.errors import Problem
@@ -55,16 +55,16 @@ async def _read_file(request: web.Request, limit: int) -> bytes:
                 raise _too_large(limit)
         more = await form.next()
     if more is not None:
-        raise _malformed("there is more than one field in it")
+        raise _malformed("there is more than one field in it, or its end is missing")
     return bytes(data)
 
 
 @asynccontextmanager
 async def _well_formed() -> AsyncIterator[None]:
-    """Turn everything that reading a form raises into a problem."""
+    """Turn everything that reading a form raises into a problem; a caller who hung up does not see it."""
     try:
         yield
-    except (ValueError, RuntimeError, HttpProcessingError, ClientPayloadError, web.RequestPayloadError) as error:
+    except (ValueError, RuntimeError, HttpProcessingError, web.RequestPayloadError, ConnectionError) as error:
         raise _malformed(f"it is cut short or damaged ({str(error)[:200]})") from None
 
 

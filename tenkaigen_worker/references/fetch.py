@@ -6,6 +6,7 @@ may lead anywhere, and elsewhere the next time. Every redirect goes through both
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
@@ -20,6 +21,8 @@ from tenkaigen_worker.config import ReferenceSettings
 from tenkaigen_worker.errors import Code, InfrastructureError
 from tenkaigen_worker.references.addresses import IPAddress, is_public
 from tenkaigen_worker.references.given import read_url
+
+log = logging.getLogger("tenkaigen.references")
 
 MAX_REDIRECTS = 3
 _CHUNK = 64 * 1024  # bytes
@@ -96,8 +99,8 @@ class Fetcher:
         except (aiohttp.ClientError, TimeoutError) as error:
             if forbidden:
                 raise ValueError("leads to an address that is not in the public internet") from None
-            why = "took too long" if isinstance(error, TimeoutError) else "could not be reached"
-            raise _unavailable(f"{url.host} {why}") from error
+            log.warning("%s: %s", url.host, error or "too slow", extra={"action": "reference_unavailable"})
+            raise _unavailable(f"{url.host} {_why(error)}") from error
 
     async def _follow(self, session: aiohttp.ClientSession, url: URL) -> bytes:
         """Ask, and ask again where a redirect leads."""
@@ -140,6 +143,16 @@ def refuse_host(url: URL, allowed: tuple[str, ...]) -> None:
             return
     advice = f"they are {', '.join(allowed)}" if allowed else "there is none; upload the picture instead"
     raise ValueError(f"{host} is not a host that pictures are fetched from (references.allowed_hosts): {advice}")
+
+
+def _why(error: Exception) -> str:
+    match error:
+        case TimeoutError():
+            return "took too long"
+        case aiohttp.ClientConnectorCertificateError():
+            return "has no certificate that can be trusted"
+        case _:
+            return "could not be reached"
 
 
 def _unavailable(why: str) -> InfrastructureError:
