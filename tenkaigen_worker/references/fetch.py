@@ -40,10 +40,6 @@ _REDIRECTS = frozenset(
 _HEADERS = {"Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity", "User-Agent": "tenkaigen"}
 
 
-class _Forbidden(OSError):
-    """The address of a socket is not one that may be asked."""
-
-
 class Fetcher:
     """Fetches bytes from the hosts of ``references.allowed_hosts``.
 
@@ -77,7 +73,7 @@ class Fetcher:
             family, kind, protocol, _, where = info
             if not self._may_connect(ip_address(where[0])):
                 forbidden.append(str(where[0]))
-                raise _Forbidden(f"{where[0]} is not in the public internet")
+                raise PermissionError(f"{where[0]} is not in the public internet")
             return socket.socket(family, kind, protocol)
 
         connector = aiohttp.TCPConnector(
@@ -96,10 +92,10 @@ class Fetcher:
                 return await self._follow(session, url)
         except aiohttp.InvalidURL:
             raise ValueError("leads to what is no URL") from None
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             if forbidden:
                 raise ValueError("leads to an address that is not in the public internet") from None
-            log.warning("%s: %s", url.host, error or "too slow", extra={"action": "reference_unavailable"})
+            log.warning("%s: %s", url.host, str(error) or "too slow", extra={"action": "reference_unavailable"})
             raise _unavailable(f"{url.host} {_why(error)}") from error
 
     async def _follow(self, session: aiohttp.ClientSession, url: URL) -> bytes:
