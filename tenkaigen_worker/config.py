@@ -48,6 +48,11 @@ def _matches(pattern: str, wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+HostPattern = Annotated[
+    str,
+    _matches(rf"(\*\.)?({_LABEL}\.)+[a-z]([a-z0-9-]*[a-z0-9])?", "a host such as cdn.example.com or *.example.com"),
+]
 Device = Annotated[str, _matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0")]
 ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
 
@@ -180,6 +185,16 @@ class ApiSettings(Section):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
 
 
+class ReferenceSettings(Section):
+    """Pictures that users give: uploads, and what is fetched from ``allowed_hosts``."""
+
+    max_bytes: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 20_000_000
+    max_pixels: Annotated[int, Field(ge=4096, le=150_000_000)] = 50_000_000
+    keep_days: Annotated[float, Field(gt=0, le=36_500)] = 30
+    allowed_hosts: Annotated[tuple[HostPattern, ...], Field(strict=False)] = ()
+    timeout_seconds: Seconds = 30
+
+
 class LocalStorageSettings(Section):
     """Files in a folder, served by the API under ``/files``. ``public_url`` is where a browser finds that."""
 
@@ -225,6 +240,7 @@ class Settings(Section):
     worker: WorkerSettings = WorkerSettings()
     api: ApiSettings = ApiSettings()
     storage: StorageSettings = StorageSettings()
+    references: ReferenceSettings = ReferenceSettings()
     plugins: PluginSettings = PluginSettings()
     cost: CostSettings = CostSettings()
     log: LogSettings = LogSettings()

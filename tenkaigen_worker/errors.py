@@ -8,7 +8,7 @@
     ├── DatabaseError            the database cannot be reached or is not what we need
     ├── StorageError             a finished file cannot be kept
     ├── LimitError               a user has asked for as much as they may, for now
-    ├── PictureError             a file is no picture of ours
+    ├── PictureError             a file is no picture that can be used
     └── JobError                 one job cannot go on; carries a code that stands in the job's row
         ├── InputError           the request itself is wrong: final, never retried
         │   └── ConflictError    it contradicts what is there already
@@ -47,6 +47,7 @@ class Code(StrEnum):
     ENGINE_TIMEOUT = "engine_timeout", Fault.ENGINE
     ENGINE_FAILED = "engine_failed", Fault.ENGINE
 
+    REFERENCE_UNAVAILABLE = "reference_unavailable", Fault.INFRASTRUCTURE
     UPLOAD_FAILED = "upload_failed", Fault.INFRASTRUCTURE
     WORKER_LOST = "worker_lost", Fault.INFRASTRUCTURE
     PLUGIN_FAILED = "plugin_failed", Fault.INFRASTRUCTURE
@@ -110,7 +111,7 @@ class LimitError(TenkaigenError):
 
 
 class PictureError(TenkaigenError):
-    """A file is not a PNG, cannot be read, or carries no recipe."""
+    """A file is no picture, cannot be read, is too large, or carries no recipe where one is needed."""
 
 
 class JobError(TenkaigenError):

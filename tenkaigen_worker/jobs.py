@@ -75,6 +75,14 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What a job has made so far."""
+
+    status: Status
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """All that a completed job writes. ``timings_ms`` maps a stage to milliseconds."""
 

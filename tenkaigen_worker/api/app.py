@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from tenkaigen_worker.api import files, routes
+from tenkaigen_worker.api import files, routes, uploads
 from tenkaigen_worker.api.errors import answer_errors, finish_headers
 from tenkaigen_worker.api.hosts import AllowedHosts, check_hosts
 from tenkaigen_worker.api.parts import PARTS, Parts
@@ -26,5 +26,6 @@ def make_app(parts: Parts, settings: ApiSettings) -> web.Application:
     app.router.add_get("/api/generate/status/{job_id:[^/]+}", routes.get_status, name="status")
     app.router.add_post("/api/generate/{job_id:[^/]+}/cancel", routes.post_cancel)
     app.router.add_post("/api/generate/{job_id:[^/]+}/retry", routes.post_retry)
+    app.router.add_post("/api/uploads", uploads.post_upload)
     app.router.add_get("/files/{key:.+}", files.get_file)
     return app

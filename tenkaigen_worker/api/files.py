@@ -9,14 +9,15 @@ from aiohttp import web
 
 from tenkaigen_worker.api.errors import Problem
 from tenkaigen_worker.api.parts import PARTS
+from tenkaigen_worker.references.uploads import is_upload
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".json": "application/json"}
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:
-    """``GET /files/{key}``: the file, for ever; a key is never written twice."""
+    """``GET /files/{key}``: the file, for ever; a key is never written twice. Uploads are not given out."""
     key = request.match_info["key"]
-    path = await request.app[PARTS].files.find(key)
+    path = None if is_upload(key) else await request.app[PARTS].files.find(key)
     if path is None:
         raise Problem(HTTPStatus.NOT_FOUND, "file_not_found", f"there is no file {key[:200]!r}")
     headers = {

@@ -14,6 +14,7 @@ from tenkaigen_worker.api.offers import Offers
 from tenkaigen_worker.jobs import JobView
 from tenkaigen_worker.offers import Line
 from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.references.uploads import Uploads
 
 
 class Submissions(Protocol):
@@ -61,6 +62,7 @@ class Parts:
 
     submissions: Submissions
     files: Files
+    uploads: Uploads
     plugins: Plugins
     offers: Offers
     check: Callable[[], Awaitable[None]]

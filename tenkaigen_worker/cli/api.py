@@ -47,6 +47,7 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.database.workers import PostgresWorkers
     from tenkaigen_worker.maintenance import maintain
     from tenkaigen_worker.plugin.manager import Plugins
+    from tenkaigen_worker.references.uploads import Uploads, keep_uploads_young
     from tenkaigen_worker.storage.factory import make_storage
 
     stop = asyncio.Event()
@@ -56,10 +57,15 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     async with opened(settings, "tenkaigen api") as pool:
         check = partial(check_schema, pool)
         storage = make_storage(settings)
+        uploads = Uploads(storage, settings.references)
         offers = Offers(PostgresWorkers(pool), plugins, settings.generation)
-        parts = Parts(Submissions(pool), storage, plugins, offers, check)
+        parts = Parts(Submissions(pool), storage, uploads, plugins, offers, check)
         async with serving(make_app(parts, settings.api), settings.api) as url, asyncio.TaskGroup() as tasks:
-            upkeep = tasks.create_task(maintain(pool, storage, settings.worker))
+            upkeep = [
+                tasks.create_task(maintain(pool, storage, settings.worker)),
+                tasks.create_task(keep_uploads_young(storage, settings.references)),
+            ]
             say_ready(url)
             await stop.wait()
-            upkeep.cancel()
+            for task in upkeep:
+                task.cancel()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
+from uuid import UUID
 
 import asyncpg
 
 from tenkaigen_worker.database.faults import database_faults
 from tenkaigen_worker.database.queries import load_queries
-from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Progress, Status
+from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Made, Output, Progress, Status
 
 QUERIES = load_queries("queue.sql")
 
@@ -109,6 +110,12 @@ class PostgresQueue:
         """End the job as canceled."""
         with database_faults(f"cannot cancel job {lease.job_id}"):
             return await self._pool.fetchval(QUERIES["cancel"], lease.job_id, lease.token) is not None
+
+    async def made(self, job_id: UUID, *, user_id: UUID | None) -> Made | None:
+        """What a job has made so far, or ``None`` when it is not this user's; ``None`` has jobs, too: nobody's."""
+        with database_faults(f"cannot read what job {job_id} made"):
+            row = await self._pool.fetchrow(QUERIES["made"], job_id, user_id)
+        return Made(Status(row["status"]), tuple(Output(**output) for output in row["outputs"])) if row else None
 
 
 def _storable(message: str) -> str:

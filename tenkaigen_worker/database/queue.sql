@@ -109,3 +109,7 @@ SET status = 'canceled',
     stage = NULL
 WHERE id = $1 AND lease_token = $2 AND status = 'processing'
 RETURNING id;
+
+-- name: made
+-- Primary key. One job and nobody else's: it is named by a user.
+SELECT status, outputs FROM generation_jobs WHERE id = $1 AND user_id IS NOT DISTINCT FROM $2;

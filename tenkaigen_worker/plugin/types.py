@@ -101,6 +101,53 @@ class Template:
     origin: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA that jobs may use.
+
+    ``source`` is ``hub:OWNER/REPO/PATH.safetensors@REVISION``, an ``https://`` URL, or a path on this machine;
+    ``sha256`` (hex) is what its file must have. ``weight`` is how strongly it is applied where nobody says. ``aliases``
+    are further names, such as the franchise's; with ``match_prompt`` they and the name also count where a prompt has
+    them as whole words. ``trigger_words`` are put before the prompt. ``base_model`` is the model it was trained for.
+    ``commercial_use`` is what its ``licence`` allows; ``None`` is unknown. ``replaces`` and ``origin`` as in
+    :class:`Style`.
+
+    Raises ``ValueError`` when one of them cannot be used.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    match_prompt: bool = False
+    trigger_words: tuple[str, ...] = ()
+    weight: float = 1.0
+    base_model: str = "Qwen/Qwen-Image"
+    licence: str = ""
+    commercial_use: bool | None = None
+    replaces: bool = False
+    origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A named prompt with variables in braces: ``prompt`` is ``A {animal} in a {place}``.
+
+    ``variables`` maps each to its default; one whose default is ``None`` must be given. ``style`` is what its jobs get
+    that name none. ``replaces`` and ``origin`` as in :class:`Style`.
+    """
+
+    name: str
+    prompt: str
+    description: str = ""
+    negative_prompt: str = ""
+    variables: Mapping[str, str | None] = field(default_factory=dict)
+    style: str | None = None
+    replaces: bool = False
+    origin: str = field(default="", compare=False)
+
+
 def check_name(name: str) -> str:
     """Refuse a style name that no one could type or show; raises ``ValueError``."""
     if not any(map(str.isalnum, name)):

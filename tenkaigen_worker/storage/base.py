@@ -15,6 +15,9 @@ class Storage(Protocol):
     async def put(self, key: str, data: bytes, *, content_type: str) -> str:
         """Keep ``data`` under ``key`` and answer the URL a browser can load it from. The same bytes twice is fine."""
 
+    async def read(self, key: str) -> bytes | None:
+        """The bytes kept under ``key``, or ``None`` when there are none."""
+
     async def list(self, prefix: str) -> Sequence[str]:
         """All keys that start with ``prefix``."""
 

@@ -47,6 +47,11 @@ class LocalStorage:
             raise
         return f"{self.base_url}/{quote(key)}"
 
+    async def read(self, key: str) -> bytes | None:
+        """The bytes kept under ``key``, or ``None``; a file outside ``root`` is none of ours."""
+        path = await self.find(key)
+        return None if path is None else await asyncio.to_thread(self._read, path)
+
     async def list(self, prefix: str) -> Sequence[str]:
         """All keys that start with ``prefix``, sorted; also those of files whose writing was cut short."""
         folder, _, _ = prefix.rpartition("/")

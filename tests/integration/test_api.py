@@ -22,6 +22,7 @@ from tenkaigen_worker.database.migrate import check_schema
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.workers import PostgresWorkers
 from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.references.uploads import Uploads
 from tenkaigen_worker.storage.factory import make_storage
 from tenkaigen_worker.storage.local import LocalStorage
 from tests.unit.examples import WORKER
@@ -49,8 +50,9 @@ def plugin_folder(tmp_path: Path) -> Path:
 
 def client_of(pool: asyncpg.Pool, settings: Settings, storage: LocalStorage) -> TestClient[Any, Any]:
     plugins = Plugins.load(settings.plugins)
+    uploads = Uploads(storage, settings.references)
     offers = Offers(PostgresWorkers(pool), plugins, settings.generation)
-    parts = Parts(Submissions(pool), storage, plugins, offers, partial(check_schema, pool))
+    parts = Parts(Submissions(pool), storage, uploads, plugins, offers, partial(check_schema, pool))
     return TestClient(TestServer(make_app(parts, settings.api)))
 
 

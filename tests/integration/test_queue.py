@@ -13,7 +13,7 @@ import pytest
 
 from tenkaigen_worker.database.queue import QUERIES, PostgresQueue
 from tenkaigen_worker.errors import Code, DatabaseError
-from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Output, Progress, Queue, Status
+from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Made, Output, Progress, Queue, Status
 from tenkaigen_worker.maintenance import rescue
 
 CRASHED = Failure(Code.ENGINE_CRASHED, "The engine crashed.")
@@ -175,6 +175,20 @@ async def test_completing_writes_the_outcome(pool: asyncpg.Pool[Any], queue: Que
     }
     assert (stored["recipe"], stored["timings_ms"]) == (dict(DONE.recipe), {"denoise": 900})
     assert stored["completed_at"] >= stored["started_at"]
+
+
+async def test_what_a_job_made_is_told_to_its_user_alone(pool: asyncpg.Pool[Any]) -> None:
+    queue = PostgresQueue(pool, "worker-1", lease_seconds=60)
+    mine, nobodys = await insert(pool, user_id=UUID(int=7)), await insert(pool)
+    assert await queue.made(mine, user_id=UUID(int=7)) == Made(Status.QUEUED, ())
+    for _ in range(2):
+        assert await queue.complete((await claimed(queue)).lease, DONE)
+
+    for job_id, owner in [(mine, UUID(int=7)), (nobodys, None)]:
+        for user_id in (UUID(int=7), UUID(int=8), None):
+            made = await queue.made(job_id, user_id=user_id)
+            assert made == (Made(Status.COMPLETED, DONE.outputs) if user_id == owner else None)
+    assert await queue.made(UUID(int=1), user_id=None) is None
 
 
 async def test_completing_again_after_a_lost_reply_is_success(pool: asyncpg.Pool[Any], queue: Queue) -> None:

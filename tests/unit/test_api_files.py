@@ -27,7 +27,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 @pytest.fixture
 async def client(storage: LocalStorage) -> AsyncIterator[TestClient]:
     # Nothing but files is asked for here.
-    parts = Parts(None, storage, None, None, None)  # type: ignore[arg-type]
+    parts = Parts(None, storage, None, None, None, None)  # type: ignore[arg-type]
     async with TestClient(TestServer(make_app(parts, ApiSettings()))) as client:
         await storage.put(KEY, DATA, content_type="image/png")
         yield client

@@ -19,7 +19,7 @@ from tenkaigen_worker.config import ApiSettings
 from tenkaigen_worker.errors import ConfigError
 
 # Nothing behind the door is asked for here.
-PARTS = Parts(None, None, None, None, None)  # type: ignore[arg-type]
+PARTS = Parts(None, None, None, None, None, None)  # type: ignore[arg-type]
 CANCEL = "/api/generate/not-an-id/cancel"  # let in, it answers 400
 
 

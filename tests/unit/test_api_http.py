@@ -18,11 +18,12 @@ from aiohttp.test_utils import TestClient, TestServer
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.offers import Offers
 from tenkaigen_worker.api.parts import Parts
-from tenkaigen_worker.config import ApiSettings, GenerationSettings, PluginSettings
+from tenkaigen_worker.config import ApiSettings, GenerationSettings, PluginSettings, ReferenceSettings
 from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, LimitError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
 from tenkaigen_worker.offers import Line, Work
 from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.references.uploads import Uploads
 from tenkaigen_worker.storage.local import LocalStorage
 from tests.unit.examples import NOW, QUEUED, WORKER, Clock, FakeWorkers
 
@@ -99,7 +100,7 @@ def parts(
 
     plugins = Plugins.load(PluginSettings(paths=(plugin_folder,)))
     offers = Offers(workers, plugins, GenerationSettings(), Clock())
-    return Parts(table, storage, plugins, offers, check)
+    return Parts(table, storage, Uploads(storage, ReferenceSettings()), plugins, offers, check)
 
 
 @pytest.fixture

@@ -175,6 +175,14 @@ class TestWrongFiles:
             ("api: {allow_remote: 1}", "api.allow_remote: got 1, should be true or false"),
             ("api: {allowed_hosts: a}", 'api.allowed_hosts: got "a", should be a list, such as [a, b]'),
             ("api: {allowed_hosts: [1]}", "api.allowed_hosts.0: got 1, should be text; put it in quotes"),
+            *(
+                (
+                    f"references: {{allowed_hosts: ['{host}']}}",
+                    f'references.allowed_hosts.0: got "{host}", should be a host such as cdn.example.com or '
+                    "*.example.com",
+                )
+                for host in ("https://a.example", "a.example:443", "*", "*.", "a.*.example", "10.0.0.1", "localhost")
+            ),
             ("api: {port: 99999}", "api.port: got 99999, should be less than or equal to 65535"),
             ("api: {port: {}}", "api.port: got a mapping, should be a whole number"),
             ("plugins: {paths: [1]}", "plugins.paths.0: got 1, should be a path"),

@@ -35,6 +35,19 @@ async def test_put_keeps_the_bytes_and_names_a_url(storage: LocalStorage) -> Non
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+async def test_what_was_put_can_be_read(storage: LocalStorage) -> None:
+    await put(storage, KEY)
+    assert await storage.read(KEY) == b"data"
+
+
+async def test_only_files_of_ours_are_read(storage: LocalStorage) -> None:
+    await put(storage, KEY)
+    (storage.root.parent / "secret").write_bytes(b"secret")
+    (storage.root / "link").symlink_to(storage.root.parent / "secret")
+    for key in ("u1/j1/none.png", "u1", "../secret", "link", "/etc/passwd", ""):
+        assert await storage.read(key) is None
+
+
 async def test_a_url_is_quoted(storage: LocalStorage) -> None:
     assert await put(storage, "a b/ü?#.png") == "http://127.0.0.1:8000/files/a%20b/%C3%BC%3F%23.png"
 

@@ -1,0 +1,175 @@
+"""From what a request names to picture files that the engine can open."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import time
+from typing import Protocol
+from uuid import UUID
+
+from PIL import Image
+
+from tenkaigen_worker.config import ReferenceSettings
+from tenkaigen_worker.errors import (
+    Code,
+    DatabaseError,
+    FieldProblem,
+    InfrastructureError,
+    InputError,
+    PictureError,
+    StorageError,
+)
+from tenkaigen_worker.jobs import Made, Status
+from tenkaigen_worker.references.decode import decode
+from tenkaigen_worker.references.fetch import Fetcher
+from tenkaigen_worker.references.fit import fit_mask, fit_reference, fit_size
+from tenkaigen_worker.references.given import Given, JobPicture, Upload, Url, read_reference
+from tenkaigen_worker.references.uploads import upload_key
+from tenkaigen_worker.storage.base import Storage
+
+log = logging.getLogger("tenkaigen.references")
+
+# Folders of workers that were killed are removed after this time, in seconds; no job prepares its files for longer.
+_FORGOTTEN = 86_400.0
+
+
+class OwnJobs(Protocol):
+    """What earlier jobs made. Raises :class:`~tenkaigen_worker.errors.DatabaseError`."""
+
+    async def made(self, job_id: UUID, *, user_id: UUID | None) -> Made | None:
+        """What a job made, or ``None`` when it is not this user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Files of exactly ``width`` x ``height``: ``reference`` is an RGB PNG, ``mask`` a grey one, white is drawn anew.
+
+    The SHA-256 (hex) are of what was given, before it was fitted.
+    """
+
+    width: int
+    height: int
+    reference: Path
+    reference_sha256: str
+    mask: Path | None
+    mask_sha256: str | None
+
+
+class References:
+    """Finds, reads and fits pictures that users give. Works in ``folder``, which it makes."""
+
+    def __init__(
+        self, settings: ReferenceSettings, storage: Storage, jobs: OwnJobs, folder: Path, fetcher: Fetcher
+    ) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._jobs = jobs
+        self._folder = folder
+        self._fetcher = fetcher
+
+    def sweep(self) -> None:
+        """Remove the folders of workers that were killed."""
+        for left in self._folder.glob("*"):
+            if left.stat().st_mtime < time() - _FORGOTTEN:
+                shutil.rmtree(left, ignore_errors=True)
+
+    @asynccontextmanager
+    async def fitted(
+        self, reference: str, mask: str | None, *, user_id: UUID | None, width: int | None, height: int | None
+    ) -> AsyncIterator[Fitted]:
+        """Give the files that a job of ``user_id`` needs while the block runs; sizes in pixels, as asked for.
+
+        Raises :class:`~tenkaigen_worker.errors.InputError` that names the field, and
+        :class:`~tenkaigen_worker.errors.InfrastructureError` with code ``reference_unavailable`` where trying again may
+        help.
+        """
+        asked = {"reference": reference, **({"mask": mask} if mask else {})}
+        data = {field: await self._read(field, text, user_id) for field, text in asked.items()}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            folder = TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise _no_room(self._folder, error) from error
+        with folder as name:
+            yield await asyncio.to_thread(self._fit, data, (width, height), Path(name))
+
+    async def _read(self, field: str, text: str, user_id: UUID | None) -> bytes:
+        try:
+            return await self._find(read_reference(text), user_id)
+        except ValueError as error:
+            raise InputError.of([FieldProblem(field, str(error))]) from None
+        except (DatabaseError, StorageError) as error:
+            log.warning("The %s cannot be read: %s", field, error, extra={"action": "reference_unavailable"})
+            raise InfrastructureError(
+                Code.REFERENCE_UNAVAILABLE, f"The {field} could not be read; the worker's log has the cause."
+            ) from error
+
+    async def _find(self, given: Given, user_id: UUID | None) -> bytes:
+        """The bytes of what was given; raises ``ValueError`` that says why there are none."""
+        match given:
+            case Upload():
+                data = await self._storage.read(upload_key(given, user_id))
+                days = self._settings.keep_days
+                missing = f"you have no {given}: uploads are kept for {days:g} days, and only who made one may use it"
+            case JobPicture():
+                data = await self._storage.read(await self._key(given, user_id))
+                missing = f"the file of {given} is not there any more"
+            case Url():
+                return await self._fetcher.fetch(given.text)
+        if data is None:
+            raise ValueError(missing)
+        return data
+
+    async def _key(self, given: JobPicture, user_id: UUID | None) -> str:
+        made = await self._jobs.made(given.job_id, user_id=user_id)
+        if made is None:
+            raise ValueError(f"you have no job {given.job_id}")
+        if made.status is not Status.COMPLETED:
+            raise ValueError(f"job {given.job_id} is {made.status}: only pictures of a completed job can be used")
+        for output in made.outputs:
+            if output.index == given.index:
+                return output.key
+        there = ", ".join(str(output.index) for output in made.outputs) or "none at all"
+        raise ValueError(f"job {given.job_id} has no picture {given.index}; it has {there}")
+
+    def _fit(self, data: Mapping[str, bytes], asked: tuple[int | None, int | None], folder: Path) -> Fitted:
+        decoded = {field: self._decode(field, given) for field, given in data.items()}
+        reference = decoded["reference"]
+        size = fit_size(reference.size, *asked)
+        pictures = {"reference": fit_reference(reference, size)}
+        if "mask" in decoded:
+            try:
+                pictures["mask"] = fit_mask(decoded["mask"], reference.size, size)
+            except ValueError as error:
+                raise InputError.of([FieldProblem("mask", str(error))]) from None
+
+        paths = {field: folder / f"{field}.png" for field in pictures}
+        try:
+            for field, picture in pictures.items():
+                picture.save(paths[field], compress_level=1)
+        except OSError as error:
+            raise _no_room(folder, error) from error
+        digests = {field: hashlib.sha256(given).hexdigest() for field, given in data.items()}
+        return Fitted(*size, paths["reference"], digests["reference"], paths.get("mask"), digests.get("mask"))
+
+    def _decode(self, field: str, data: bytes) -> Image.Image:
+        try:
+            return decode(data, max_pixels=self._settings.max_pixels)
+        except PictureError as error:
+            raise InputError.of([FieldProblem(field, str(error))]) from None
+
+
+def _no_room(folder: Path, error: OSError) -> InfrastructureError:
+    return InfrastructureError(
+        Code.REFERENCE_UNAVAILABLE,
+        f"no picture can be kept in {folder}: {error.strerror or error}: make room there, give this user the right to "
+        "write there, or set state_dir to another folder",
+    )

@@ -1,0 +1,88 @@
+"""Fitting a reference and a mask to the size of the picture that is made from them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from tenkaigen_worker.recipe import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SIDE_STEP
+from tenkaigen_worker.references.fit import fit_mask, fit_reference, fit_size
+from tests.unit.pictures import gradient
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "fitted"),
+    [
+        ((512, 768), (None, None), (512, 768)),
+        ((500, 700), (None, None), (496, 704)),
+        ((4000, 3000), (None, None), (2368, 1760)),
+        ((8000, 1000), (None, None), (4096, 512)),
+        ((20, 10), (None, None), (128, 64)),
+        ((10_000, 10), (None, None), (4096, 64)),
+        ((10, 10_000), (None, None), (64, 4096)),
+        ((4000, 3000), (1024, None), (1024, 768)),
+        ((4000, 3000), (None, 768), (1024, 768)),
+        ((100, 400), (4096, None), (4096, 1024)),
+        ((4000, 3000), (256, 512), (256, 512)),
+    ],
+)
+def test_sizes(size: tuple[int, int], asked: tuple[int | None, int | None], fitted: tuple[int, int]) -> None:
+    assert fit_size(size, *asked) == fitted
+
+
+SIDES = st.integers(1, 30_000)
+ASKED = st.none() | st.integers(MIN_SIDE // SIDE_STEP, MAX_SIDE // SIDE_STEP).map(lambda steps: steps * SIDE_STEP)
+
+
+@given(SIDES, SIDES, ASKED, st.booleans())
+def test_every_size_can_be_made(width: int, height: int, asked: int | None, upright: bool) -> None:
+    sides = fit_size((width, height), None if upright else asked, asked if upright else None)
+    assert all(MIN_SIDE <= side <= MAX_SIDE and side % SIDE_STEP == 0 for side in sides)
+    assert sides[0] * sides[1] <= MAX_PIXELS
+    assert asked is None or sides[upright] == asked
+
+
+def test_a_picture_of_the_right_size_stays_as_it_is() -> None:
+    assert fit_reference(gradient(64, 48), (64, 48)).tobytes() == gradient(64, 48).tobytes()
+
+
+def test_another_shape_is_cropped_around_the_middle() -> None:
+    image = Image.new("RGB", (300, 100), "red")
+    ImageDraw.Draw(image).rectangle((100, 0, 199, 99), fill="blue")
+    fitted = fit_reference(image, (64, 64))
+    assert (fitted.mode, fitted.size) == ("RGB", (64, 64))
+    assert {fitted.getpixel(at) for at in [(4, 4), (32, 32), (59, 59)]} == {(0, 0, 255)}
+
+
+def test_what_is_transparent_becomes_white() -> None:
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    assert fit_reference(clear, (64, 64)).getpixel((5, 5)) == (255, 255, 255)
+    half = Image.new("LA", (64, 64), (0, 128))
+    assert fit_reference(half, (64, 64)).getpixel((5, 5)) == (127, 127, 127)
+
+
+def stroke(size: tuple[int, int], mode: str = "L") -> Image.Image:
+    """A mask that is white on the left half."""
+    mask = Image.new(mode, size)
+    ImageDraw.Draw(mask).rectangle((0, 0, size[0] // 2, size[1]), fill="white")
+    return mask
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_a_mask_goes_the_way_of_its_reference(mode: str) -> None:
+    mask = fit_mask(stroke((300, 100), mode), (300, 100), (64, 64))
+    assert (mask.mode, mask.size) == ("L", (64, 64))
+    assert (mask.getpixel((4, 32)), mask.getpixel((59, 32))) == (255, 0)
+
+
+def test_a_mask_of_another_size() -> None:
+    with pytest.raises(ValueError, match="must have the size of the reference, 300 x 100 pixels; it has 64 x 64"):
+        fit_mask(stroke((64, 64)), (300, 100), (64, 64))
+
+
+@pytest.mark.parametrize("colour", [(0, 255), (127, 255), (255, 0)])
+def test_a_mask_without_white(colour: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="is black all over"):
+        fit_mask(Image.new("LA", (64, 64), colour), (64, 64), (64, 64))
