@@ -118,6 +118,11 @@ def warm_up(model: Model) -> Recipe:
     )
 
 
+def steps_to_run(steps: int, strength: float) -> int:
+    """How many of a recipe's steps are run from a reference picture, as diffusers counts them; 0 draws nothing."""
+    return steps - int(max(steps - min(steps * strength, steps), 0))
+
+
 def apply_style(style: Style, text: str, negative: str | None) -> Prompt:
     """Put the user's words into a style's template. Braces in them are letters like any other."""
     negatives = [words for words in (negative, style.negative_prompt) if words]

@@ -40,13 +40,14 @@ NO_INPUTS = Inputs()
 class Step:
     """One message of progress: picture ``index`` of the recipe has finished ``step`` of ``total`` denoising steps.
 
-    ``phase`` is ``encode``, ``denoise`` or ``decode``.
+    ``phase`` is ``encode``, ``denoise`` or ``decode``. ``count`` pictures, from ``index`` on, take this step together.
     """
 
     phase: str
     index: int
     step: int
     total: int
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -74,3 +74,24 @@ def choose_offload(wanted: Offload | Literal["auto"], footprint: Footprint, free
     if footprint.largest + HEADROOM_BYTES <= free_bytes:
         return "model", f"only one component at a time fits (the largest has {footprint.largest / GIB:.1f} GiB), {have}"
     return "sequential", f"the largest component ({footprint.largest / GIB:.1f} GiB) does not fit, {have}; this is slow"
+
+
+# What one token takes while it passes a block of the transformer, in multiples of the block's width: the residual
+# stream, its modulated copy, queries, keys, values and attention's output for picture and text, and twice the hidden
+# layer of the MLP, which is four times as wide. An estimate: a batch that does not fit after all is drawn one by one.
+WIDTHS_PER_TOKEN = 24
+
+
+def fitting_batch(most: int, tokens: int, transformer: Any, device: torch.device) -> int:
+    """How many pictures of so many tokens, at most ``most``, the transformer can draw together in the free GPU memory.
+
+    Guidance makes no difference: its two forwards run one after the other.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    weights = list(transformer.parameters())
+    if weights[0].device != device:  # offloaded: it must come first
+        free -= sum(tensor.nbytes for tensor in weights)
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    each = tokens * width * WIDTHS_PER_TOKEN * transformer.dtype.itemsize
+    return max(1, min(most, int(free // each)))

@@ -62,7 +62,7 @@ def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> Qw
 
     side = pipe.default_sample_size * pipe.vae_scale_factor
     model = Model("diffusers", weights.name, weights.revision, default_width=side, default_height=side)
-    return QwenBackend(pipe, model, device, dtype)
+    return QwenBackend(pipe, model, device, dtype, settings)
 
 
 def _place(pipe: Any, device: torch.device, settings: EngineSettings) -> None:

@@ -3,40 +3,72 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
 
+from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.engine import latents
+from tenkaigen_worker.engine.adapters import Adapters
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Report, Stopped
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
+from tenkaigen_worker.engine.devices import fitting_batch
+from tenkaigen_worker.engine.prompts import MAX_PROMPT_TOKENS, PromptEncoder
+from tenkaigen_worker.engine.reference import Reference, read_reference
+from tenkaigen_worker.engine.schedulers import make_scheduler
 from tenkaigen_worker.recipe import Model, Recipe
-
-MAX_PROMPT_TOKENS = 1024  # what the pipeline allows at most; its default of 512 cuts longer prompts in silence
 
 # Guidance needs a negative prompt; the model's authors use a single space for none.
 NO_NEGATIVE_PROMPT = " "
 
+DEFAULTS = EngineSettings()
+
+log = logging.getLogger("tenkaigen.engine")
+
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """Encoded prompts, as keyword arguments of the pipeline; ``first`` is the picture they were encoded for."""
+class Start:
+    """What all pictures of a run start from, as the pipeline that draws them and its keyword arguments."""
 
-    first: int
+    pipe: Any
     arguments: dict[str, Any]
-    encode_ms: int
+    reference: Reference | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call of :meth:`QwenBackend.pictures`: its recipe, how it speaks, and how it is stopped."""
+
+    recipe: Recipe
+    report: Report
+    cancel: threading.Event
+
+    def go_on(self) -> None:
+        """Raise :class:`Stopped` when the run was asked to stop."""
+        if self.cancel.is_set():
+            raise Stopped
 
 
 class QwenBackend:
-    """A loaded ``QwenImagePipeline``."""
+    """A loaded ``QwenImagePipeline``, and its siblings that start from a picture; all share one set of weights."""
 
-    def __init__(self, pipe: Any, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, pipe: Any, model: Model, device: torch.device, dtype: torch.dtype, settings: EngineSettings = DEFAULTS
+    ) -> None:
         self._pipe = pipe
+        self._base_scheduler = pipe.scheduler
         self._device = device
+        self._max_batch = settings.max_batch
+        self._prompts = PromptEncoder(pipe, device, settings.prompt_cache_bytes)
+        self._adapters = Adapters(pipe.transformer, device, dtype, settings.lora_cache_bytes)
         self.model = model
         self.device = str(device)
         self.dtype = str(dtype).removeprefix("torch.")
@@ -45,91 +77,164 @@ class QwenBackend:
     def pictures(
         self, recipe: Recipe, inputs: Inputs, *, first: int, lean: bool, report: Report, cancel: threading.Event
     ) -> Iterator[Picture]:
-        """Make the pictures one after another, so that each one's bytes depend on its own seed alone."""
-        with self._device_errors(), self._memory_for(lean=lean):
-            words = self._encode(recipe, first, report, cancel)
-            for index, seed in enumerate(recipe.seeds[first:], start=first):
-                yield self._picture(recipe, words, index, seed, report, cancel)
+        """Make the pictures: one by one, so that each one's bytes depend on its own seed alone, or in batches.
 
-    def _encode(self, recipe: Recipe, index: int, report: Report, cancel: threading.Event) -> Words:
-        """Encode both prompts once for all pictures: the result equals what the pipeline's call would make."""
-        _stop_if(cancel)
+        In the leaner way they are made one by one and decoded in tiles. See :class:`~.backend.Backend`.
+        """
+        run = Run(recipe, report, cancel)
+        run.go_on()
+        reference = read_reference(recipe, inputs)
+        with (
+            self._device_errors(),
+            self._memory_for(lean=lean),
+            self._adapters.applied(recipe.loras, inputs.loras) as lora_ms,
+        ):
+            started = time.monotonic()
+            start = self._start(run, reference)
+            report(Step("encode", first, 1, 1))
+            timings = {"encode": _milliseconds_since(started)} | ({"lora": lora_ms} if recipe.loras else {})
+            yield from self._draw(run, start, first, 1 if lean else self._max_batch, timings)
+
+    def _draw(self, run: Run, start: Start, index: int, most: int, timings: dict[str, int]) -> Iterator[Picture]:
+        """Make the pictures from ``index`` on, at most ``most`` together; ``timings`` go with the first."""
+        while left := len(run.recipe.seeds) - index:
+            size = self._batch_size(min(most, left), run.recipe, start)
+            began = time.monotonic()
+            try:
+                with self._device_errors():
+                    drawn = self._denoise(run, start, index, size)
+            except OutOfMemory:
+                if size == 1:
+                    raise
+                log.info("A batch of %d does not fit; going on one by one", size, extra={"action": "batch_too_large"})
+                most = 1
+                self._free_memory()
+                continue
+
+            timings["denoise"] = _milliseconds_since(began)
+            for one in torch.split(drawn, 1):
+                yield self._picture(run, start, index, one, timings)
+                index, timings = index + 1, {"encode": 0, "denoise": 0}
+
+    def _start(self, run: Run, reference: Reference | None) -> Start:
+        """Encode what all pictures start from: the result equals what the pipeline's own call would make."""
+        recipe = run.recipe
+        texts = {"": recipe.prompt}
+        if recipe.guidance_scale > 1:
+            texts["negative_"] = recipe.negative_prompt or NO_NEGATIVE_PROMPT
+        known = sum(text in self._prompts for text in texts.values())
         started = time.monotonic()
         arguments: dict[str, Any] = {}
-        with torch.no_grad():
-            arguments["prompt_embeds"], arguments["prompt_embeds_mask"] = self._embed(recipe.prompt)
-            if recipe.guidance_scale > 1:
-                _stop_if(cancel)
-                negative = self._embed(recipe.negative_prompt or NO_NEGATIVE_PROMPT)
-                arguments["negative_prompt_embeds"], arguments["negative_prompt_embeds_mask"] = negative
-
+        for prefix, text in texts.items():
+            run.go_on()
+            embedding = self._prompts.encode(text)
+            arguments |= {f"{prefix}prompt_embeds": embedding.embeds, f"{prefix}prompt_embeds_mask": embedding.mask}
         self._synchronize()
-        report(Step("encode", index, 1, 1))
-        return Words(index, arguments, _milliseconds_since(started))
+        log.info(
+            "Prompts encoded in %d ms, %d of %d from the cache",
+            _milliseconds_since(started),
+            known,
+            len(texts),
+            extra={"action": "prompts_encoded"},
+        )
 
-    def _embed(self, text: str) -> tuple[Any, Any]:
-        embeds, mask = self._pipe.encode_prompt(prompt=text, max_sequence_length=MAX_PROMPT_TOKENS)
-        return embeds, mask
+        pipe = self._pipe
+        if reference is not None:
+            run.go_on()
+            picture = latents.encode(self._pipe.vae, reference.pixels(), self._device)
+            arguments |= {"image": picture, "strength": reference.strength}
+            pipe = self._image_to_image
+            if (mask := reference.mask_cells(self._pipe.vae_scale_factor)) is not None:
+                arguments |= {"mask_image": mask, "masked_image_latents": picture}
+                pipe = self._inpainting
+            self._synchronize()
+        return Start(pipe, arguments, reference)
 
-    def _picture(
-        self, recipe: Recipe, words: Words, index: int, seed: int, report: Report, cancel: threading.Event
-    ) -> Picture:
-        started = denoised = time.monotonic()
+    def _denoise(self, run: Run, start: Start, index: int, size: int) -> torch.Tensor:
+        """Draw ``size`` pictures from ``index`` on, as latents, N x channels x 1 x H/8 x W/8."""
+        recipe, pipe = run.recipe, start.pipe
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            nonlocal denoised
             # Kernels are queued: without this, progress and cancel would run ahead of the GPU.
             self._synchronize()
-            _stop_if(cancel)
-            report(Step("denoise", index, step + 1, pipe.num_timesteps))
-            if step + 1 == pipe.num_timesteps:
-                denoised = time.monotonic()
-                report(Step("decode", index, 0, 1))
+            run.go_on()
+            run.report(Step("denoise", index, step + 1, pipe.num_timesteps, size))
             return {}
 
-        _stop_if(cancel)
-        image = self._pipe(
-            **words.arguments,
+        run.go_on()
+        pipe.scheduler = make_scheduler(recipe.scheduler, self._base_scheduler)
+        drawn = pipe(
+            **start.arguments,
             true_cfg_scale=recipe.guidance_scale,
             width=recipe.width,
             height=recipe.height,
             num_inference_steps=recipe.steps,
+            num_images_per_prompt=size,
             # On the CPU whatever the device is: the same seed then starts from the same noise everywhere.
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in recipe.seeds[index : index + size]],
             max_sequence_length=MAX_PROMPT_TOKENS,
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=[],
-            output_type="pt",
+            output_type="latent",
             return_dict=False,
-        )[0][0]
-        pixels = to_rgb_bytes(image)
-        _stop_if(cancel)
+        )[0]
+        unpacked: torch.Tensor = pipe._unpack_latents(drawn, recipe.height, recipe.width, pipe.vae_scale_factor)
+        return unpacked
 
-        timings = {
-            "encode": words.encode_ms if index == words.first else 0,
-            "denoise": round((denoised - started) * 1000),
-            "decode": _milliseconds_since(denoised),
-        }
-        return Picture(index, seed, recipe.width, recipe.height, pixels, timings)
+    def _picture(self, run: Run, start: Start, index: int, drawn: torch.Tensor, timings: dict[str, int]) -> Picture:
+        """Decode one picture's latents."""
+        recipe = run.recipe
+        run.go_on()
+        run.report(Step("decode", index, 0, 1))
+        started = time.monotonic()
+        pixels = to_rgb_bytes(latents.decode(self._pipe.vae, drawn)[0])
+        if start.reference is not None:
+            pixels = start.reference.keep_unmasked(pixels)
+        run.go_on()
+        timings = {**timings, "decode": _milliseconds_since(started)}
+        return Picture(index, recipe.seeds[index], recipe.width, recipe.height, pixels, timings)
+
+    def _batch_size(self, most: int, recipe: Recipe, start: Start) -> int:
+        """How many pictures to draw together."""
+        if most == 1 or self._device.type != "cuda":
+            return most
+        tokens = recipe.width * recipe.height // 256 + start.arguments["prompt_embeds"].shape[1]
+        return fitting_batch(most, tokens, self._pipe.transformer, self._device)
+
+    @cached_property
+    def _image_to_image(self) -> Any:
+        return self._sibling(QwenImageImg2ImgPipeline)
+
+    @cached_property
+    def _inpainting(self) -> Any:
+        return self._sibling(QwenImageInpaintPipeline)
+
+    def _sibling(self, kind: Any) -> Any:
+        """Make the pipeline of another kind over the same weights."""
+        pipe = kind(**self._pipe.components)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @contextmanager
     def _memory_for(self, *, lean: bool) -> Iterator[None]:
-        """Decode in tiles while ``lean``, and leave no part of an offloaded model on the GPU after a broken run."""
+        """Decode in tiles while ``lean``; in the end leave no part of an offloaded model on the GPU."""
         if lean:
-            gc.collect()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._adapters.forget()
+            self._free_memory()
             self._pipe.vae.enable_tiling()
         try:
             yield
-        except BaseException:
-            self._pipe.maybe_free_model_hooks()
-            raise
         finally:
+            self._pipe.maybe_free_model_hooks()
             if lean:
                 self._pipe.vae.disable_tiling()
 
@@ -153,11 +258,6 @@ class QwenBackend:
 def to_rgb_bytes(image: torch.Tensor) -> bytes:
     """Turn a picture, 3 x H x W with values from 0 to 1, into H x W x 3 bytes, rounded as diffusers does for PIL."""
     return image.float().mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
-
-
-def _stop_if(cancel: threading.Event) -> None:
-    if cancel.is_set():
-        raise Stopped
 
 
 def _milliseconds_since(started: float) -> int:

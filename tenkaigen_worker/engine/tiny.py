@@ -47,7 +47,7 @@ def load_tiny(settings: EngineSettings) -> QwenBackend:
         default_steps=8,
         base="tiny",
     )
-    return QwenBackend(pipe, model, device, dtype)
+    return QwenBackend(pipe, model, device, dtype, settings)
 
 
 def build_pipeline() -> Any:

@@ -61,7 +61,7 @@ class JobInHand:
         if step.phase == "encode":
             return  # it takes a moment, whatever the steps take: nothing can be told from it
         done = step.total if step.phase == "decode" else step.step
-        fraction = (step.index + done / (step.total + 1)) / pictures
+        fraction = (step.index + step.count * done / (step.total + 1)) / pictures
         self._report("generating", max(fraction, self.progress.fraction))
 
     def seconds_left(self) -> float:

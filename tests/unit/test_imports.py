@@ -34,7 +34,18 @@ ROWS_OF_FRIENDS = (
     {"cli", "__main__"},
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "nunchaku", "safetensors", "huggingface_hub"}
-INSIDE_THE_ENGINE = {"devices.py", "loaders.py", "qwen.py", "tiny.py", "weights.py"}
+INSIDE_THE_ENGINE = {
+    "adapters.py",
+    "devices.py",
+    "latents.py",
+    "loaders.py",
+    "prompts.py",
+    "qwen.py",
+    "reference.py",
+    "schedulers.py",
+    "tiny.py",
+    "weights.py",
+}
 
 
 def modules() -> list[Path]:
