@@ -23,6 +23,9 @@ from tenkaigen_worker.plugin.problems import Problem, problem_of
 
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 
+# What YAML files may be, which is the name of their folder.
+STYLES, TEMPLATES = KINDS = ("styles", "templates")
+
 # Each hook with the names of its arguments.
 HOOKS = {
     name: tuple(inspect.signature(spec).parameters)
@@ -45,13 +48,17 @@ class Found:
     problems: tuple[Problem, ...] = ()
 
 
-def style_files(sources: Sequence[Path]) -> list[Path]:
-    """List the YAML files of folders (at the top, and in ``styles/``) and single files, each file once."""
-    found = []
-    for source in sources:
-        for folder in (source, source / "styles"):
-            found += _files(folder, YAML_SUFFIXES)
-    return _each_once(found)
+def kind_of(place: Path) -> str:
+    """Say what a YAML file, or what is in a folder, is by its folder's name: everything is a style elsewhere."""
+    folder = place.parent if place.suffix in YAML_SUFFIXES else place
+    name = folder.name or folder.absolute().name
+    return name if name in KINDS else STYLES
+
+
+def yaml_files(sources: Sequence[Path], kind: str) -> list[Path]:
+    """List what single files and folders (at the top, and in one named ``kind``) have of a kind, each file once."""
+    places = [place for source in sources for place in (source, source / kind) if kind_of(place) == kind]
+    return _each_once([file for place in places for file in _files(place, YAML_SUFFIXES)])
 
 
 def python_files(sources: Sequence[Path]) -> list[Path]:
