@@ -106,13 +106,13 @@ def source_problems(source: Path) -> list[Problem]:
 def discover(own: Path, sources: Sequence[Path]) -> Iterator[Found]:
     """Import all Python plugins, one by one in load order: our own, installed packages', the configured files."""
     built_in = python_files([own])
-    yield from map(_import_file, built_in)
+    yield from map(import_file, built_in)
     for entry in sorted(importlib.metadata.entry_points(group=hookspecs.PROJECT), key=lambda entry: entry.name):
         yield _import_entry_point(entry)
-    yield from (_import_file(file) for file in python_files([own, *sources]) if file not in built_in)
+    yield from (import_file(file) for file in python_files([own, *sources]) if file not in built_in)
 
 
-def _import_file(file: Path) -> Found:
+def import_file(file: Path) -> Found:
     """Import one drop-in, under a name that no other file has."""
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
     name = f"tenkaigen_plugin_{file.stem}_{digest}"

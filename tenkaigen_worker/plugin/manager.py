@@ -198,15 +198,17 @@ class Plugins:
             image = image if answer is None else answer
         return image
 
-    async def job_finished(self, job: FinishedJob) -> None:
-        """Tell every plugin; what goes wrong is logged and goes no further."""
+    async def job_finished(self, job: FinishedJob) -> list[str]:
+        """Tell every plugin. What goes wrong is logged, answered in words, and goes no further."""
+        failures = []
         for implementation in self._chains["job_finished"]:
             try:
                 await self._caller.call(implementation, job=job)
             except Refused as refusal:
-                self._log_failure(implementation, describe_error(refusal), refusal)
+                failures.append(self._log_failure(implementation, describe_error(refusal), refusal))
             except HookFailed as failure:
-                self._log_failure(implementation, str(failure), failure.__cause__)
+                failures.append(self._log_failure(implementation, str(failure), failure.__cause__))
+        return failures
 
     async def _ask(self, implementation: HookImpl, **arguments: Any) -> Any:
         try:
@@ -282,7 +284,7 @@ def _picture_plugins(settings: PluginSettings, own: Path) -> list[Found]:
         return []
     from tenkaigen_worker.plugin.pictures import picture_plugins
 
-    return [Found(name, BUILT_IN, own, plugin) for name, plugin in picture_plugins(settings)]
+    return [Found(name, f"built-in, by plugins.{name}", own, plugin) for name, plugin in picture_plugins(settings)]
 
 
 def _log_problems(problems: Iterable[Problem]) -> None:
