@@ -86,5 +86,6 @@ def lay_out(pictures: Sequence[tuple[str, Image.Image]], *, side: int, columns: 
 
 def _font(text: str, size: float, room: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The font for a caption: smaller for a long name, so that it stays below its picture."""
-    length = ImageFont.load_default(size).getlength(text)
-    return ImageFont.load_default(size * min(1, room / max(length, 1)))
+    while (font := ImageFont.load_default(size)).getlength(text) > room and size > 4:
+        size *= 0.9
+    return font

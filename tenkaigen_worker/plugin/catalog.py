@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -104,13 +105,17 @@ class _Entry(Generic[T]):
     problems: tuple[Problem, ...]
 
 
+FindFiles = Callable[[], Mapping[str, os.stat_result | None]]
+"""Answers how each file looks on disk."""
+
+
 class Catalog(Generic[T]):
     """What stands in all the files that ``find_files`` lists; a file's last good version stays in force."""
 
-    def __init__(self, find_files: Callable[[], Sequence[Path]], read: Callable[[Path], T]) -> None:
+    def __init__(self, find_files: FindFiles, read: Callable[[Path], T]) -> None:
         self._find_files = find_files
         self._read = read
-        self._entries: dict[Path, _Entry[T]] = {}
+        self._entries: dict[str, _Entry[T]] = {}
         self.refresh()
 
     @property
@@ -122,24 +127,21 @@ class Catalog(Generic[T]):
         return tuple(problem for entry in self._entries.values() for problem in entry.problems)
 
     def refresh(self) -> bool:
-        """Read what is new or changed; say whether there was anything. Costs one ``stat`` a file."""
+        """Read what is new or changed; say whether there was anything."""
         before = self._entries
-        self._entries = {file: self._look(file, before.get(file)) for file in self._find_files()}
-        return self._entries != before
+        self._entries = {
+            file: self._look(file, _stamp(status), before.get(file)) for file, status in self._find_files().items()
+        }
+        return list(map(id, before.values())) != list(map(id, self._entries.values()))
 
-    def _look(self, file: Path, known: _Entry[T] | None) -> _Entry[T]:
-        stamp = _stamp(file)
+    def _look(self, file: str, stamp: tuple[int, int, int] | None, known: _Entry[T] | None) -> _Entry[T]:
         if known and known.stamp == stamp:
             return known
         try:
-            return _Entry(stamp, self._read(file), ())
+            return _Entry(stamp, self._read(Path(file)), ())
         except BrokenPlugin as broken:
             return _Entry(stamp, known.item if known else None, broken.problems)
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+def _stamp(status: os.stat_result | None) -> tuple[int, int, int] | None:
+    return status and (status.st_mtime_ns, status.st_size, status.st_ino)

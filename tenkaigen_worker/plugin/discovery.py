@@ -55,40 +55,44 @@ def kind_of(place: Path) -> str:
     return name if name in KINDS else STYLES
 
 
-def yaml_files(sources: Sequence[Path], kind: str) -> list[Path]:
-    """List what single files and folders (at the top, and in one named ``kind``) have of a kind, each file once."""
+def yaml_files(sources: Sequence[Path], kind: str) -> dict[str, os.stat_result | None]:
+    """Find what single files and folders (at the top, and in one named ``kind``) have of a kind, each file once.
+
+    Answers how each looks on disk, ``None`` where that cannot be seen. This runs for every job: one ``stat`` a file.
+    """
     places = [place for source in sources for place in (source, source / kind) if kind_of(place) == kind]
     return _each_once([file for place in places for file in _files(place, YAML_SUFFIXES)])
 
 
 def python_files(sources: Sequence[Path]) -> list[Path]:
     """List the Python files of folders (at the top) and single files, each file once."""
-    return _each_once([file for source in sources for file in _files(source, frozenset({".py"}))])
+    return list(map(Path, _each_once([file for source in sources for file in _files(source, frozenset({".py"}))])))
 
 
-def _files(source: Path, suffixes: frozenset[str]) -> list[Path]:
+def _files(source: Path, suffixes: frozenset[str]) -> list[str]:
     """List a folder, or the single file itself. Names that begin with ``.`` or ``_`` are nobody's plugin."""
     if source.suffix in suffixes and source.is_file():
-        return [source]
+        return [str(source)]
     try:
         with os.scandir(source) as entries:
             names = [entry.name for entry in entries if entry.name[0] not in "._" and not entry.is_dir()]
     except OSError:  # no folder, which is fine for styles/, or one that source_problems reports
         return []
-    return [source / name for name in sorted(names) if os.path.splitext(name)[1] in suffixes]
+    folder = str(source)
+    return [os.path.join(folder, name) for name in sorted(names) if os.path.splitext(name)[1] in suffixes]
 
 
-def _each_once(files: Sequence[Path]) -> list[Path]:
+def _each_once(files: Sequence[str]) -> dict[str, os.stat_result | None]:
     """Keep the first of several paths to one file: a folder may be named twice, or through a link."""
-    kept: dict[object, Path] = {}
+    kept: dict[object, tuple[str, os.stat_result | None]] = {}
     for file in files:
         try:
             status = os.stat(file)
         except OSError:  # a dangling link: reading it says what is wrong
-            kept[file] = file
+            kept[file] = file, None
         else:
-            kept.setdefault((status.st_dev, status.st_ino), file)
-    return list(kept.values())
+            kept.setdefault((status.st_dev, status.st_ino), (file, status))
+    return dict(kept.values())
 
 
 def source_problems(source: Path) -> list[Problem]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo
 
 from tenkaigen_worker.plugin.bounds import check_area, check_guidance_scale, check_side, check_steps
-from tenkaigen_worker.plugin.catalog import Catalog, File, read_file
+from tenkaigen_worker.plugin.catalog import Catalog, File, FindFiles, read_file
 from tenkaigen_worker.plugin.hookspecs import hookimpl
 from tenkaigen_worker.plugin.types import PLACEHOLDER, LoraUse, Style, check_style_name, check_template, check_words
 
@@ -56,7 +55,7 @@ def read_style(file: Path) -> Style:
 class StyleFiles(Catalog[Style]):
     """The built-in plugin that offers the styles of all files that ``find_files`` lists."""
 
-    def __init__(self, find_files: Callable[[], Sequence[Path]]) -> None:
+    def __init__(self, find_files: FindFiles) -> None:
         super().__init__(find_files, read_style)
 
     @hookimpl

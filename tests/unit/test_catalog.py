@@ -12,6 +12,7 @@ from tenkaigen_worker.errors import InputError
 from tenkaigen_worker.names import find, fold, mentioned, unknown
 from tenkaigen_worker.plugin import LoraUse, Style, bounds
 from tenkaigen_worker.plugin.catalog import Catalog
+from tenkaigen_worker.plugin.discovery import STYLES, yaml_files
 from tenkaigen_worker.plugin.problems import BrokenPlugin
 from tenkaigen_worker.plugin.style_files import StyleFiles, read_style
 from tenkaigen_worker.request import read_request
@@ -169,7 +170,7 @@ def test_a_dangling_link(tmp_path: Path) -> None:
     file = tmp_path / "neon.yaml"
     file.symlink_to(tmp_path / "nowhere")
 
-    catalog = StyleFiles(lambda: [file])
+    catalog = StyleFiles(lambda: yaml_files([tmp_path], STYLES))
 
     assert "no such file" in catalog.problems[0].message
 
@@ -201,7 +202,7 @@ def test_the_bounds_of_styles_are_those_of_jobs() -> None:
 def test_nothing_is_read_again_until_it_changes(tmp_path: Path) -> None:
     read: list[Path] = []
     file = write(tmp_path / "neon.yaml", GOOD)
-    catalog = Catalog(lambda: [file], lambda file: read.append(file) or read_style(file))
+    catalog = Catalog(lambda: yaml_files([file], STYLES), lambda file: read.append(file) or read_style(file))
 
     assert catalog.refresh() is False
     assert len(read) == 1
@@ -214,7 +215,7 @@ def test_nothing_is_read_again_until_it_changes(tmp_path: Path) -> None:
 
 def test_a_broken_edit_keeps_the_last_good_version_until_it_is_mended(tmp_path: Path) -> None:
     file = write(tmp_path / "neon.yaml", GOOD)
-    catalog = StyleFiles(lambda: [file])
+    catalog = StyleFiles(lambda: yaml_files([file], STYLES))
 
     write(file, "name: [")
     assert catalog.refresh() is True
@@ -228,7 +229,7 @@ def test_a_broken_edit_keeps_the_last_good_version_until_it_is_mended(tmp_path: 
 
 
 def test_files_come_and_go(tmp_path: Path) -> None:
-    catalog = StyleFiles(lambda: sorted(tmp_path.glob("*.yaml")))
+    catalog = StyleFiles(lambda: yaml_files([tmp_path], STYLES))
     assert catalog.register_styles() == []
 
     file = write(tmp_path / "neon.yaml", GOOD)
