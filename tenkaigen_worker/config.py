@@ -212,12 +212,40 @@ class StorageSettings(Section):
     local: LocalStorageSettings = LocalStorageSettings()
 
 
+class ResizeSettings(Section):
+    """The size in pixels of every published picture."""
+
+    width: Annotated[int, Field(ge=16, le=16_384)]
+    height: Annotated[int, Field(ge=16, le=16_384)]
+
+
+class WatermarkSettings(Section):
+    """What stands on every published picture: a text, or a PNG file. Width and margin are shares of its width."""
+
+    text: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    image: FilePath | None = None
+    position: Literal["top-left", "top-right", "center", "bottom-left", "bottom-right"] = "bottom-right"
+    opacity: Annotated[float, Field(gt=0, le=1)] = 0.5
+    width: Annotated[float, Field(gt=0, le=1)] = 0.3
+    margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.03
+
+    @model_validator(mode="after")
+    def _one_mark(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise _disagree("give either a text or an image, a PNG file", "text", "image")
+        if self.text is not None and not (self.text.strip() and self.text.isprintable()):
+            raise _disagree("should be one line of letters", "text")
+        return self
+
+
 class PluginSettings(Section):
-    """Drop-in files: Python and YAML, from folders or single files."""
+    """Drop-in files: Python and YAML, from folders or single files; and what happens to every finished picture."""
 
     paths: Annotated[tuple[FilePath, ...], Field(strict=False)] = (Path("plugins"),)
     strict: bool = False
     hook_timeout_seconds: Seconds = 10
+    resize: ResizeSettings | None = None
+    watermark: WatermarkSettings | None = None
 
 
 class CostSettings(Section):

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+
+_SEPARATORS = re.compile(r"[\s_-]+")
 
 
 def fold(name: str) -> str:
     """Reduce a name to what counts: no case, no spaces, no ``-`` and ``_``."""
-    return re.sub(r"[\s_-]+", "", name.casefold())
+    return _SEPARATORS.sub("", name.casefold())
 
 
 def find(name: str, names: Iterable[str]) -> str | None:
     """Find the one of ``names`` that ``name`` means, in its own spelling."""
     wanted = fold(name)
     return next((known for known in names if fold(known) == wanted), None)
+
+
+def mentioned(text: str, names: Iterable[str]) -> str | None:
+    """Find the one of ``names`` that a text has as whole words, however they are spelled there.
+
+    The longest wins, and of several as long the first in the text: ``a line-art fox`` has Line Art, not Art.
+    """
+    text = text.casefold()
+    kept = [place for place, character in enumerate(text) if not _SEPARATORS.match(character)]
+    folded = "".join(text[place] for place in kept)
+    found = [
+        (len(wanted), -start, name)
+        for name in names
+        if (wanted := fold(name))
+        for start in _places(wanted, folded)
+        if _stands_alone(text, kept[start], kept[start + len(wanted) - 1])
+    ]
+    return max(found)[-1] if found else None
+
+
+def _places(wanted: str, text: str) -> Iterator[int]:
+    start = text.find(wanted)
+    while start >= 0:
+        yield start
+        start = text.find(wanted, start + 1)
+
+
+def _stands_alone(text: str, first: int, last: int) -> bool:
+    """Tell whether no letter or digit touches what stands from ``first`` to ``last``."""
+    return not (text[:first][-1:].isalnum() or text[last + 1 : last + 2].isalnum())
 
 
 def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -210,6 +210,7 @@ def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
     """Find the section that a key names: ``("generation", "modes", "quality")``."""
     current: Any = model
     for part in key:
+        current = _plain(current)[0]
         section = _section(current)
         if section is not None:
             if part not in section.model_fields:
@@ -219,7 +220,7 @@ def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
             current = _plain(get_args(current)[1])[0]
         else:
             return None
-    return _section(current)
+    return _section(_plain(current)[0])
 
 
 def _plain(annotation: Any) -> tuple[Any, bool]:

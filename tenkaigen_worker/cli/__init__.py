@@ -28,7 +28,8 @@ COMMANDS = {
     "doctor": ("doctor", "Check this machine and say what to do."),
     "config": ("config", "Print the settings in force and where each came from."),
     "plugins": ("plugins", "List plugins, their hooks and their problems."),
-    "styles": ("plugins", "List the styles."),
+    "styles": ("styles", "List the styles, check a style's file, draw all of them."),
+    "templates": ("styles", "List the prompt templates."),
     "inspect": ("inspect", "Print the recipe inside a PNG."),
 }
 

@@ -13,6 +13,7 @@ from tenkaigen_worker.cli.options import request_options
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
+    from tenkaigen_worker.recipe import Model
 
 
 @click.command()
@@ -70,11 +71,14 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
                 click.echo(path)
     finally:
         await engine.stop()
-    if info.model.demo:
-        click.echo(
-            "The model of this backend is untrained: the picture is noise. docs/setup.md has the way to real ones.",
-            err=True,
-        )
+    say_if_noise(info.model)
+
+
+def say_if_noise(model: Model) -> None:
+    """Say so when nobody could tell from the picture what was asked for."""
+    if model.demo:
+        text = "The model of this backend is untrained: the picture is noise. docs/setup.md has the way to real ones."
+        click.echo(text, err=True)
 
 
 def check_writable(output: Path) -> None:

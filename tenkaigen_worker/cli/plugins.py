@@ -1,9 +1,9 @@
-"""``tenkaigen plugins`` and ``tenkaigen styles``: what is loaded, and what is wrong with it."""
+"""``tenkaigen plugins``: what is loaded, and what is wrong with it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
-    """List the plugins, their hooks, and what is wrong with them; exits with 1 when anything is.
+    """List the plugins, their hooks, what they offer, and what is wrong with them; exits with 1 when anything is.
 
     \b
     Example:
       tenkaigen plugins
       tenkaigen plugins --json | jq '.[].problems'
     """
-    found = _load(ctx).describe()
+    found = load_quietly(ctx).describe()
     problems = sorted(
         (problem for plugin in found for problem in plugin.problems),
         key=lambda problem: (problem.file, problem.line or 0),
@@ -37,43 +37,22 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
                 "name": plugin.name,
                 "origin": plugin.origin,
                 "hooks": list(plugin.hooks),
+                "offers": dict(plugin.offers),
                 "problems": [_problem_values(problem) for problem in plugin.problems],
             }
             for plugin in found
         ]
         click.echo(json.dumps(values, ensure_ascii=False, indent=2))
     else:
-        rows = [(plugin.name, ", ".join(plugin.hooks) or "none", plugin.origin) for plugin in found]
-        _print_table(("plugin", "hooks", "origin"), rows)
+        rows = [
+            (plugin.name, ", ".join(plugin.hooks) or "none", _count(plugin.offers), plugin.origin) for plugin in found
+        ]
+        print_table(("plugin", "hooks", "offers", "origin"), rows)
         _print_problems(problems)
     ctx.exit(1 if problems else 0)
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-def styles(ctx: click.Context, as_json: bool) -> None:
-    """List the styles that a job may name.
-
-    Case, spaces, "-" and "_" do not matter: line_art is Line Art.
-
-    \b
-    Example:
-      tenkaigen styles
-      tenkaigen styles --json | jq -r '.[].name'
-    """
-    loaded = _load(ctx)
-    if as_json:
-        fields = ("name", "description", "prompt", "negative_prompt", "origin")
-        values = [{field: getattr(style, field) for field in fields} for style in loaded.styles]
-        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
-        return
-    _print_table(("style", "description"), [(style.name, style.description) for style in loaded.styles])
-    if loaded.problems:
-        click.echo("Something is wrong with the plugins; 'tenkaigen plugins' says what.", err=True)
-
-
-def _load(ctx: click.Context) -> Plugins:
+def load_quietly(ctx: click.Context) -> Plugins:
     """Load leniently and quietly: these commands show what is wrong themselves."""
     from tenkaigen_worker.logs import configure_logging
     from tenkaigen_worker.plugin.manager import Plugins
@@ -83,11 +62,16 @@ def _load(ctx: click.Context) -> Plugins:
     return Plugins.load(settings.plugins.model_copy(update={"strict": False}))
 
 
+def _count(offers: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind if count != 1 else kind.removesuffix('s')}" for kind, count in offers.items())
+
+
 def _problem_values(problem: Problem) -> dict[str, str | int | None]:
     return {"file": problem.file, "line": problem.line, "message": problem.message}
 
 
-def _print_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def print_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows under headings, in the terminal's width."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

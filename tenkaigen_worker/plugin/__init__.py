@@ -4,6 +4,6 @@ Everything a plugin's author needs is imported from here; :mod:`~tenkaigen_worke
 """
 
 from tenkaigen_worker.plugin.hookspecs import hookimpl
-from tenkaigen_worker.plugin.types import FinishedJob, PictureInfo, Prompt, Refused, Style
+from tenkaigen_worker.plugin.types import FinishedJob, LoraUse, PictureInfo, Prompt, Refused, Style
 
-__all__ = ["FinishedJob", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl"]
+__all__ = ["FinishedJob", "LoraUse", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl"]

@@ -1,35 +1,49 @@
-"""The built-in plugin that reads styles from YAML files, again whenever they change."""
+"""Values that people write as YAML files, one in each: read with every problem on its line, and again when changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Generic, Protocol, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from tenkaigen_worker.names import suggest
-from tenkaigen_worker.plugin.hookspecs import hookimpl
 from tenkaigen_worker.plugin.problems import BrokenPlugin, Problem
-from tenkaigen_worker.plugin.types import PLACEHOLDER, Style, check_characters, check_name, check_template, check_words
-from tenkaigen_worker.yaml_lines import NotReadable, read_document
+from tenkaigen_worker.yaml_lines import Document, Key, NotReadable, read_document
 
 
-class StyleFile(BaseModel):
-    """What a style file may say; see :class:`~tenkaigen_worker.plugin.Style`."""
+class Named(Protocol):
+    """What every such value has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    @property
+    def name(self) -> str: ...
 
-    name: Annotated[str, AfterValidator(check_name)]
-    description: Annotated[str, AfterValidator(check_characters)] = ""
-    prompt: Annotated[str, AfterValidator(check_template)] = PLACEHOLDER
-    negative_prompt: Annotated[str, AfterValidator(check_words)] = ""
-    replaces: bool = False
+    @property
+    def replaces(self) -> bool: ...
+
+    @property
+    def origin(self) -> str: ...
 
 
-def read_style(file: Path) -> Style:
-    """Read one style file; raises :class:`BrokenPlugin` with all that is wrong with it."""
+T = TypeVar("T", bound=Named)
+M = TypeVar("M", bound="File")
+
+
+class File(BaseModel):
+    """What a file may say, key by key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def read_file(file: Path, model: type[M], make: Callable[[M], T], *, needs: str) -> T:
+    """Read one file, as ``model`` says, and make a value of it.
+
+    ``needs`` says what the least is that such a file has. Raises :class:`BrokenPlugin` with all that is wrong.
+    """
     try:
         document = read_document(file)
     except NotReadable as error:
@@ -37,75 +51,97 @@ def read_style(file: Path) -> Style:
     if document.problems:
         raise BrokenPlugin([Problem(str(file), wrong.line, str(wrong)) for wrong in document.problems])
     try:
-        return Style(**StyleFile.model_validate(document.values).model_dump(), origin=str(file))
+        return make(model.model_validate(document.values))
     except ValidationError as error:
-        problems = []
-        for wrong in error.errors(include_url=False):
-            key = str(wrong["loc"][0])
-            text = _explain(key, wrong["type"], wrong["input"], wrong["msg"])
-            problems.append(Problem(str(file), document.lines.get((key,)), text))
-        raise BrokenPlugin(problems) from None
+        found = [_problem(file, document, model, wrong, needs) for wrong in error.errors(include_url=False)]
+        raise BrokenPlugin(found) from None
+    except ValueError as error:  # every key is right, but not beside the others
+        raise BrokenPlugin([Problem(str(file), None, str(error))]) from None
 
 
-def _explain(key: str, kind: str, value: object, text: str) -> str:
+def problem_at(key: Key, text: str) -> PydanticCustomError:
+    """Make what a validator of the whole model raises when one key does not fit the others."""
+    return PydanticCustomError("do_not_fit", "{text}", {"text": text, "key": key})
+
+
+def _problem(file: Path, document: Document, model: type[File], wrong: ErrorDetails, needs: str) -> Problem:
+    key: Key = tuple(str(part) for part in wrong["loc"]) or wrong.get("ctx", {}).get("key", ())
+    line = next((document.lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in document.lines), None)
+    text = _explain(key, wrong["type"], wrong["input"], wrong["msg"], model, needs)
+    return Problem(str(file), line, text)
+
+
+_WANTED = {
+    "string_type": "text: put it in quotes",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "tuple_type": "a list, such as [a, b]",
+    "dict_type": "keys with values, such as `key: value`",
+}
+
+
+def _explain(key: Key, kind: str, value: object, text: str, model: type[File], needs: str) -> str:
+    name = ".".join(key)
     if kind == "extra_forbidden":
-        keys = list(StyleFile.model_fields)
-        near = suggest(key, keys)
-        return f"unknown key {key!r}{';' if near else '.'}{near} The keys are: {', '.join(keys)}"
+        keys = list(model.model_fields)
+        near = suggest(key[-1], keys)
+        return f"unknown key {name!r}{';' if near else '.'}{near} The keys are: {', '.join(keys)}"
     if kind == "missing":
-        return f"{key} is missing: a style needs at least a name, as in 'name: Anime'"
-    if kind == "string_type":
-        return f"{key} must be text: put it in quotes"
+        return f"{name} is missing: {needs}"
     if kind == "bool_type":
-        return f"{key} must be true or false, not {value!r}"
-    return f"{key}: {text.removeprefix('Value error, ')}"
+        return f"{name} must be true or false, not {value!r}"
+    if kind in _WANTED:
+        return f"{name} must be {_WANTED[kind]}"
+    return f"{name}: {text.removeprefix('Value error, ')}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Generic[T]):
     """What is known of one file: how it looked on disk when it was read, and what came of it."""
 
     stamp: tuple[int, int, int] | None
-    style: Style | None
+    item: T | None
     problems: tuple[Problem, ...]
 
 
-class Catalog:
-    """The styles of all YAML files that ``find_files`` lists; a file's last good version stays in force."""
+FindFiles = Callable[[], Mapping[str, os.stat_result | None]]
+"""Answers how each file looks on disk."""
 
-    def __init__(self, find_files: Callable[[], Sequence[Path]]) -> None:
+
+class Catalog(Generic[T]):
+    """What stands in all the files that ``find_files`` lists; a file's last good version stays in force."""
+
+    def __init__(self, find_files: FindFiles, read: Callable[[Path], T]) -> None:
         self._find_files = find_files
-        self._entries: dict[Path, _Entry] = {}
+        self._read = read
+        self._entries: dict[str, _Entry[T]] = {}
         self.refresh()
+
+    @property
+    def items(self) -> list[T]:
+        return [entry.item for entry in self._entries.values() if entry.item]
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         return tuple(problem for entry in self._entries.values() for problem in entry.problems)
 
-    @hookimpl
-    def register_styles(self) -> list[Style]:
-        """Offer the styles that are in the files now."""
-        return [entry.style for entry in self._entries.values() if entry.style]
-
     def refresh(self) -> bool:
-        """Read what is new or changed; say whether there was anything. Costs one ``stat`` a file."""
+        """Read what is new or changed; say whether there was anything."""
         before = self._entries
-        self._entries = {file: self._look(file, before.get(file)) for file in self._find_files()}
-        return self._entries != before
+        self._entries = {
+            file: self._look(file, _stamp(status), before.get(file)) for file, status in self._find_files().items()
+        }
+        return list(map(id, before.values())) != list(map(id, self._entries.values()))
 
-    def _look(self, file: Path, known: _Entry | None) -> _Entry:
-        stamp = _stamp(file)
+    def _look(self, file: str, stamp: tuple[int, int, int] | None, known: _Entry[T] | None) -> _Entry[T]:
         if known and known.stamp == stamp:
             return known
         try:
-            return _Entry(stamp, read_style(file), ())
+            return _Entry(stamp, self._read(Path(file)), ())
         except BrokenPlugin as broken:
-            return _Entry(stamp, known.style if known else None, broken.problems)
+            return _Entry(stamp, known.item if known else None, broken.problems)
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+def _stamp(status: os.stat_result | None) -> tuple[int, int, int] | None:
+    return status and (status.st_mtime_ns, status.st_size, status.st_ino)

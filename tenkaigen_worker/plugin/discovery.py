@@ -23,6 +23,9 @@ from tenkaigen_worker.plugin.problems import Problem, problem_of
 
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 
+# What YAML files may be, which is the name of their folder.
+STYLES, TEMPLATES = KINDS = ("styles", "templates")
+
 # Each hook with the names of its arguments.
 HOOKS = {
     name: tuple(inspect.signature(spec).parameters)
@@ -45,43 +48,51 @@ class Found:
     problems: tuple[Problem, ...] = ()
 
 
-def style_files(sources: Sequence[Path]) -> list[Path]:
-    """List the YAML files of folders (at the top, and in ``styles/``) and single files, each file once."""
-    found = []
-    for source in sources:
-        for folder in (source, source / "styles"):
-            found += _files(folder, YAML_SUFFIXES)
-    return _each_once(found)
+def kind_of(place: Path) -> str:
+    """Say what a YAML file, or what is in a folder, is by its folder's name: everything is a style elsewhere."""
+    folder = place.parent if place.suffix in YAML_SUFFIXES else place
+    name = folder.name or folder.absolute().name
+    return name if name in KINDS else STYLES
+
+
+def yaml_files(sources: Sequence[Path], kind: str) -> dict[str, os.stat_result | None]:
+    """Find what single files and folders (at the top, and in one named ``kind``) have of a kind, each file once.
+
+    Answers how each looks on disk, ``None`` where that cannot be seen. This runs for every job: one ``stat`` a file.
+    """
+    places = [place for source in sources for place in (source, source / kind) if kind_of(place) == kind]
+    return _each_once([file for place in places for file in _files(place, YAML_SUFFIXES)])
 
 
 def python_files(sources: Sequence[Path]) -> list[Path]:
     """List the Python files of folders (at the top) and single files, each file once."""
-    return _each_once([file for source in sources for file in _files(source, frozenset({".py"}))])
+    return list(map(Path, _each_once([file for source in sources for file in _files(source, frozenset({".py"}))])))
 
 
-def _files(source: Path, suffixes: frozenset[str]) -> list[Path]:
+def _files(source: Path, suffixes: frozenset[str]) -> list[str]:
     """List a folder, or the single file itself. Names that begin with ``.`` or ``_`` are nobody's plugin."""
     if source.suffix in suffixes and source.is_file():
-        return [source]
+        return [str(source)]
     try:
         with os.scandir(source) as entries:
             names = [entry.name for entry in entries if entry.name[0] not in "._" and not entry.is_dir()]
     except OSError:  # no folder, which is fine for styles/, or one that source_problems reports
         return []
-    return [source / name for name in sorted(names) if os.path.splitext(name)[1] in suffixes]
+    folder = str(source)
+    return [os.path.join(folder, name) for name in sorted(names) if os.path.splitext(name)[1] in suffixes]
 
 
-def _each_once(files: Sequence[Path]) -> list[Path]:
+def _each_once(files: Sequence[str]) -> dict[str, os.stat_result | None]:
     """Keep the first of several paths to one file: a folder may be named twice, or through a link."""
-    kept: dict[object, Path] = {}
+    kept: dict[object, tuple[str, os.stat_result | None]] = {}
     for file in files:
         try:
             status = os.stat(file)
         except OSError:  # a dangling link: reading it says what is wrong
-            kept[file] = file
+            kept[file] = file, None
         else:
-            kept.setdefault((status.st_dev, status.st_ino), file)
-    return list(kept.values())
+            kept.setdefault((status.st_dev, status.st_ino), (file, status))
+    return dict(kept.values())
 
 
 def source_problems(source: Path) -> list[Problem]:
@@ -99,13 +110,13 @@ def source_problems(source: Path) -> list[Problem]:
 def discover(own: Path, sources: Sequence[Path]) -> Iterator[Found]:
     """Import all Python plugins, one by one in load order: our own, installed packages', the configured files."""
     built_in = python_files([own])
-    yield from map(_import_file, built_in)
+    yield from map(import_file, built_in)
     for entry in sorted(importlib.metadata.entry_points(group=hookspecs.PROJECT), key=lambda entry: entry.name):
         yield _import_entry_point(entry)
-    yield from (_import_file(file) for file in python_files([own, *sources]) if file not in built_in)
+    yield from (import_file(file) for file in python_files([own, *sources]) if file not in built_in)
 
 
-def _import_file(file: Path) -> Found:
+def import_file(file: Path) -> Found:
     """Import one drop-in, under a name that no other file has."""
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
     name = f"tenkaigen_plugin_{file.stem}_{digest}"

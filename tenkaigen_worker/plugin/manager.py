@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pluggy
 from pluggy import HookImpl
 
 from tenkaigen_worker.config import PluginSettings
-from tenkaigen_worker.errors import Code, FieldProblem, InfrastructureError, InputError, PluginError
-from tenkaigen_worker.names import fold, unknown
+from tenkaigen_worker.errors import Code, InfrastructureError, InputError, PluginError
+from tenkaigen_worker.names import fold, mentioned
 from tenkaigen_worker.plugin import hookspecs
 from tenkaigen_worker.plugin.calls import Caller, HookFailed
 from tenkaigen_worker.plugin.catalog import Catalog
-from tenkaigen_worker.plugin.discovery import HOOKS, Found, check_hooks, discover, source_problems, style_files
+from tenkaigen_worker.plugin.discovery import (
+    HOOKS,
+    STYLES,
+    TEMPLATES,
+    Found,
+    check_hooks,
+    discover,
+    source_problems,
+    yaml_files,
+)
 from tenkaigen_worker.plugin.problems import Problem, describe_error, problem_of
-from tenkaigen_worker.plugin.types import FinishedJob, PictureInfo, Prompt, Refused, Style
+from tenkaigen_worker.plugin.shelf import Shelf
+from tenkaigen_worker.plugin.style_files import StyleFiles
+from tenkaigen_worker.plugin.template_files import read_template
+from tenkaigen_worker.plugin.types import AUTO, FinishedJob, PictureInfo, Prompt, Refused, Style, Template
 from tenkaigen_worker.resources import shipped
 
 if TYPE_CHECKING:
@@ -27,16 +40,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("tenkaigen.plugin")
 
 STANDARD = "Standard"
+BUILT_IN = "built-in"
 
 
 @dataclass(frozen=True, slots=True)
 class PluginDescription:
-    """One plugin as ``tenkaigen plugins`` and the API show it; one that cannot be used has problems and no hooks."""
+    """One plugin as ``tenkaigen plugins`` and the API show it; one that cannot be used has problems and no hooks.
+
+    ``offers`` counts what it registered: ``{"styles": 9}``.
+    """
 
     name: str
     origin: str
     hooks: tuple[str, ...]
     problems: tuple[Problem, ...]
+    offers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +69,22 @@ class _Member:
 class Plugins:
     """The plugins in force, in load order: built-ins, installed packages, then the configured files.
 
-    Python is loaded once; style files are read again when they change, whenever styles are looked at.
+    Python is loaded once; YAML files are read again when they change, whenever styles or templates are looked at.
+    ``found`` takes the place of all Python plugins that could be found.
     """
 
-    def __init__(self, settings: PluginSettings) -> None:
+    def __init__(self, settings: PluginSettings, found: Iterable[Found] | None = None) -> None:
         own = shipped("plugins")
         sources = (own, *settings.paths)
-        self._catalog = Catalog(lambda: style_files(sources))
+        self._style_files = StyleFiles(lambda: yaml_files(sources, STYLES))
+        self._templates = Shelf("template", Catalog(lambda: yaml_files(sources, TEMPLATES), read_template))
         self._caller = Caller(settings.hook_timeout_seconds)
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
-        catalog = Found("styles", "built-in", own, self._catalog)
-        self._members = [self._admit(found) for found in (catalog, *discover(own, settings.paths))]
+        built_in = [Found(STYLES, BUILT_IN, own, self._style_files), *_picture_plugins(settings, own)]
+        others = discover(own, settings.paths) if found is None else found
+        self._members = [self._admit(candidate) for candidate in (*built_in, *others)]
         self._source_problems = tuple(
             problem
             for source in settings.paths
@@ -71,9 +92,7 @@ class Plugins:
             for problem in source_problems(source)
         )
         self._chains = {hook: self._in_load_order(hook) for hook in HOOKS}
-        self._styles: dict[str, Style] = {}
-        self._conflicts: tuple[Problem, ...] = ()
-        self._settle_styles()
+        self._styles = Shelf("style", self._style_files, (style for m in self._members for style in m.styles))
 
     @classmethod
     def load(cls, settings: PluginSettings) -> Plugins:
@@ -92,41 +111,66 @@ class Plugins:
     def problems(self) -> tuple[Problem, ...]:
         """All that is wrong now."""
         loading = (problem for member in self._members for problem in member.problems)
-        return (*self._source_problems, *loading, *self._catalog.problems, *self._conflicts)
+        return (*self._source_problems, *loading, *self._styles.problems, *self._templates.problems)
 
     def describe(self) -> tuple[PluginDescription, ...]:
         """Describe every plugin, in load order, after what is wrong with the configured paths."""
         self.refresh()
         paths = [PluginDescription("plugins.paths", p.file, (), (p,)) for p in self._source_problems]
-        return (*paths, *map(self._describe, self._members))
+        offers = {TEMPLATES: len(self._templates.items)}
+        templates = PluginDescription(TEMPLATES, BUILT_IN, (), self._templates.problems, offers)
+        styles, *others = map(self._describe, self._members)
+        return (*paths, styles, templates, *others)
 
-    # Styles
+    # Styles and templates
 
     @property
     def styles(self) -> tuple[Style, ...]:
         """Every style, Standard first, the others by name."""
         self.refresh()
-        return tuple(self._styles.values())
+        standard = self._standard()
+        return (standard, *(style for style in self._styles.items if style is not standard))
 
     @property
     def style_names(self) -> tuple[str, ...]:
         """The names of :attr:`styles`, as they are to be shown."""
         return tuple(style.name for style in self.styles)
 
-    def style(self, name: str | None) -> Style:
-        """Find a style; no name is Standard. Raises ``InputError`` that lists the names there are."""
+    def style(self, name: str | None, *, prompt: str = "") -> Style:
+        """Find a style; no name is Standard, ``auto`` the style that ``prompt`` names, or else Standard.
+
+        Raises ``InputError`` that lists the names there are.
+        """
         self.refresh()
-        known = self._styles.get(fold(name or STANDARD))
-        if known is None:
-            raise InputError.of([FieldProblem("style", unknown("style", str(name), self.style_names))])
-        return known
+        if name and fold(name) == AUTO:
+            name = mentioned(prompt, self._styles.names)
+        return self._styles.find(name) if name and fold(name) != fold(STANDARD) else self._standard()
+
+    def _standard(self) -> Style:
+        """Jobs that name no style must run even while somebody edits standard.yaml."""
+        return self._styles.get(STANDARD) or Style(STANDARD, origin=BUILT_IN)
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """Every template, by name."""
+        self.refresh()
+        return self._templates.items
+
+    def template(self, name: str) -> Template:
+        """Find a template. Raises ``InputError`` that lists the names there are."""
+        self.refresh()
+        return self._templates.find(name)
 
     def refresh(self) -> None:
-        """Read style files that changed. A broken edit is reported, and the last good version stays in force."""
-        if self._catalog.refresh():
-            before = set(self.problems)
-            self._settle_styles()
-            log.info("Styles were read again", extra={"action": "styles_refreshed", "styles": len(self._styles)})
+        """Read YAML files that changed. A broken edit is reported, and the last good version stays in force."""
+        before = set(self.problems)
+        if any([self._styles.refresh(), self._templates.refresh()]):
+            extra = {
+                "action": "styles_refreshed",
+                "styles": len(self._styles.items),
+                "templates": len(self._templates.items),
+            }
+            log.info("Styles and templates were read again", extra=extra)
             _log_problems(problem for problem in self.problems if problem not in before)
 
     # Hooks
@@ -154,15 +198,17 @@ class Plugins:
             image = image if answer is None else answer
         return image
 
-    async def job_finished(self, job: FinishedJob) -> None:
-        """Tell every plugin; what goes wrong is logged and goes no further."""
+    async def job_finished(self, job: FinishedJob) -> list[str]:
+        """Tell every plugin. What goes wrong is logged, answered in words, and goes no further."""
+        failures = []
         for implementation in self._chains["job_finished"]:
             try:
                 await self._caller.call(implementation, job=job)
             except Refused as refusal:
-                self._log_failure(implementation, describe_error(refusal), refusal)
+                failures.append(self._log_failure(implementation, describe_error(refusal), refusal))
             except HookFailed as failure:
-                self._log_failure(implementation, str(failure), failure.__cause__)
+                failures.append(self._log_failure(implementation, str(failure), failure.__cause__))
+        return failures
 
     async def _ask(self, implementation: HookImpl, **arguments: Any) -> Any:
         try:
@@ -198,7 +244,7 @@ class Plugins:
             self._manager.register(found.plugin, found.origin)
         except (ValueError, pluggy.PluginValidationError) as error:
             return _Member(found, problems=(problem_of(error, found.file, "cannot be registered"),))
-        if found.plugin is self._catalog:
+        if found.plugin is self._style_files:
             return _Member(found)
         return self._with_styles(found)
 
@@ -221,33 +267,24 @@ class Plugins:
         found: list[HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
         return sorted(found, key=lambda impl: (not impl.tryfirst, impl.trylast, order[impl.plugin_name]))
 
-    def _settle_styles(self) -> None:
-        """Give every name to one style. Those that replace others come last, whatever the load order."""
-        offered = [*self._catalog.register_styles(), *(style for member in self._members for style in member.styles)]
-        settled: dict[str, Style] = {}
-        conflicts: list[Problem] = []
-        for style in sorted(offered, key=lambda style: style.replaces):
-            holder = settled.get(fold(style.name))
-            if holder and not style.replaces:
-                text = f"{holder.origin} already has a style {holder.name!r}: rename one, or say 'replaces: true' here"
-                conflicts.append(Problem(style.origin, None, text))
-            else:
-                settled[fold(style.name)] = style
-
-        # Jobs that name no style must run even while somebody edits standard.yaml.
-        standard = settled.pop(fold(STANDARD), None) or Style(STANDARD, origin="built-in")
-        others = sorted(settled.values(), key=lambda style: style.name.casefold())
-        self._styles = {fold(style.name): style for style in (standard, *others)}
-        self._conflicts = tuple(conflicts)
-
     def _describe(self, member: _Member) -> PluginDescription:
         found = member.found
-        problems = [*member.problems, *(p for p in self._conflicts if p.file == found.origin)]
-        if found.plugin is self._catalog:
+        count, problems = len(member.styles), [p for p in self._styles.problems if p.file == found.origin]
+        if found.plugin is self._style_files:
             others = {m.found.origin for m in self._members}
-            problems += [*self._catalog.problems, *(p for p in self._conflicts if p.file not in others)]
+            count, problems = len(self._style_files.items), [p for p in self._styles.problems if p.file not in others]
         hooks = [hook for hook in HOOKS if any(i.plugin is found.plugin for i in self._chains[hook])]
-        return PluginDescription(found.name, found.origin, tuple(hooks), tuple(problems))
+        offers = {STYLES: count} if count else {}
+        return PluginDescription(found.name, found.origin, tuple(hooks), (*member.problems, *problems), offers)
+
+
+def _picture_plugins(settings: PluginSettings, own: Path) -> list[Found]:
+    """The built-in plugins that the settings switch on; they alone need Pillow here."""
+    if not (settings.resize or settings.watermark):
+        return []
+    from tenkaigen_worker.plugin.pictures import picture_plugins
+
+    return [Found(name, f"built-in, by plugins.{name}", own, plugin) for name, plugin in picture_plugins(settings)]
 
 
 def _log_problems(problems: Iterable[Problem]) -> None:

@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PLACEHOLDER = "{prompt}"
+from tenkaigen_worker.names import fold, suggest
+from tenkaigen_worker.plugin.bounds import check_area, check_guidance_scale, check_side, check_steps
+
+OWN_PROMPT = "prompt"
+PLACEHOLDER = f"{{{OWN_PROMPT}}}"
+
+# A job's ``style`` may say this; it then gets the style that its prompt names.
+AUTO = "auto"
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+_BRACES = re.compile(r"\{[^{}]*\}?|\}")
 
 
 class Refused(Exception):
@@ -48,10 +58,19 @@ class Style:
     origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_style_name(self.name)
         check_template(self.prompt)
         check_words(self.negative_prompt)
         check_characters(self.description)
+        if self.steps is not None:
+            check_steps(self.steps)
+        if self.guidance_scale is not None:
+            check_guidance_scale(self.guidance_scale)
+        for side in (self.width, self.height):
+            if side is not None:
+                check_side(side)
+        if self.width and self.height:
+            check_area(self.width, self.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,57 +104,13 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A named prompt with variables in braces: ``prompt`` is ``A {animal} in a {place}``.
+    """A named prompt with variables in braces: ``prompt`` is ``{prompt} in a {place}, {mood}``.
 
-    ``variables`` maps each to its default; one whose default is ``None`` must be given. ``style`` is what its jobs get
-    that name none. ``replaces`` and ``origin`` as in :class:`Style`.
-    """
-
-    name: str
-    prompt: str
-    description: str = ""
-    negative_prompt: str = ""
-    variables: Mapping[str, str | None] = field(default_factory=dict)
-    style: str | None = None
-    replaces: bool = False
-    origin: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """A LoRA that jobs may use.
-
-    ``source`` is ``hub:OWNER/REPO/PATH.safetensors@REVISION``, an ``https://`` URL, or a path on this machine;
-    ``sha256`` (hex) is what its file must have. ``weight`` is how strongly it is applied where nobody says. ``aliases``
-    are further names, such as the franchise's; with ``match_prompt`` they and the name also count where a prompt has
-    them as whole words. ``trigger_words`` are put before the prompt. ``base_model`` is the model it was trained for.
-    ``commercial_use`` is what its ``licence`` allows; ``None`` is unknown. ``replaces`` and ``origin`` as in
+    ``{prompt}`` stands for the job's own prompt. ``variables`` maps each other variable to its default; one whose
+    default is ``None`` must be given. ``style`` is what its jobs get that name none. ``replaces`` and ``origin`` as in
     :class:`Style`.
 
-    Raises ``ValueError`` when one of them cannot be used.
-    """
-
-    name: str
-    source: str
-    sha256: str
-    description: str = ""
-    aliases: tuple[str, ...] = ()
-    match_prompt: bool = False
-    trigger_words: tuple[str, ...] = ()
-    weight: float = 1.0
-    base_model: str = "Qwen/Qwen-Image"
-    licence: str = ""
-    commercial_use: bool | None = None
-    replaces: bool = False
-    origin: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A named prompt with variables in braces: ``prompt`` is ``A {animal} in a {place}``.
-
-    ``variables`` maps each to its default; one whose default is ``None`` must be given. ``style`` is what its jobs get
-    that name none. ``replaces`` and ``origin`` as in :class:`Style`.
+    Raises ``ValueError`` when the name cannot be used, or the braces and ``variables`` do not agree.
     """
 
     name: str
@@ -146,15 +121,58 @@ class Template:
     style: str | None = None
     replaces: bool = False
     origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_variables(self.variables)
+        check_placeholders(self.prompt, self.variables)
+        check_placeholders(self.negative_prompt, self.variables)
+        if unused := unused_variables(self.variables, self.prompt, self.negative_prompt):
+            raise ValueError(f"the variable {unused[0]!r} is used nowhere")
 
 
 def check_name(name: str) -> str:
-    """Refuse a style name that no one could type or show; raises ``ValueError``."""
+    """Refuse a name that no one could type or show; raises ``ValueError``."""
     if not any(map(str.isalnum, name)):
-        raise ValueError(f"a style's name needs a letter or a digit, and {name!r} has none")
+        raise ValueError(f"a name needs a letter or a digit, and {name!r} has none")
     if len(name) > 64 or not name.isprintable():
-        raise ValueError("a style's name is one line of at most 64 characters")
+        raise ValueError("a name is one line of at most 64 characters")
     return name
+
+
+def check_style_name(name: str) -> str:
+    """Refuse what :func:`check_name` refuses, and the name that has a meaning of its own; raises ``ValueError``."""
+    if fold(name) == AUTO:
+        raise ValueError(f"{name!r} is taken: a job with 'style: {AUTO}' gets the style that its prompt names")
+    return check_name(name)
+
+
+def check_variables(variables: Mapping[str, str | None]) -> Mapping[str, str | None]:
+    """Refuse variables that no template could have; raises ``ValueError``."""
+    for name, default in variables.items():
+        if not VARIABLE.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a variable: write letters, digits and _, at most 40")
+        if name == OWN_PROMPT:
+            raise ValueError(f"{name!r} has no place here: {PLACEHOLDER} is always the job's own prompt")
+        check_characters(default or "")
+    return variables
+
+
+def check_placeholders(text: str, variables: Mapping[str, str | None]) -> str:
+    """Refuse braces that hold no variable; raises ``ValueError``."""
+    check_characters(text)
+    known = [OWN_PROMPT, *variables]
+    for found in _BRACES.findall(text):
+        name = found[1:-1]
+        if found != f"{{{name}}}" or name not in known:
+            near = suggest(name, known)
+            raise ValueError(f"{found!r} is no variable;{near or ' there is ' + ', '.join(known)}")
+    return text
+
+
+def unused_variables(variables: Mapping[str, str | None], *texts: str) -> list[str]:
+    """List the variables that stand in none of the texts."""
+    return [name for name in variables if not any(f"{{{name}}}" in text for text in texts)]
 
 
 def check_template(template: str) -> str:
@@ -168,7 +186,7 @@ def check_template(template: str) -> str:
 def check_words(words: str) -> str:
     """Refuse braces, which only ``{prompt}`` in a style's ``prompt`` may have; raises ``ValueError``."""
     check_characters(words)
-    if found := re.search(r"\{[^{}]*\}?|\}", words):
+    if found := _BRACES.search(words):
         raise ValueError(
             f"{found[0]!r} means nothing here: {PLACEHOLDER}, in a style's prompt, is the only placeholder"
         )

@@ -54,7 +54,7 @@ async def complete(job: Job, completion: Completion, tools: Tools) -> None:
         urls=tuple(output.url for output in completion.outputs),
         processing_time_ms=completion.processing_time_ms,
     )
-    return await tools.plugins.job_finished(finished)
+    await tools.plugins.job_finished(finished)
 
 
 async def fail(job: Job, failure: Failure, tools: Tools) -> None:

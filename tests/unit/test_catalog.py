@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tenkaigen_worker.names import find, fold, unknown
-from tenkaigen_worker.plugin import Style
-from tenkaigen_worker.plugin import catalog as catalog_module
-from tenkaigen_worker.plugin.catalog import Catalog, read_style
+from tenkaigen_worker import recipe
+from tenkaigen_worker.errors import InputError
+from tenkaigen_worker.names import find, fold, mentioned, unknown
+from tenkaigen_worker.plugin import LoraUse, Style, bounds
+from tenkaigen_worker.plugin.catalog import Catalog
+from tenkaigen_worker.plugin.discovery import STYLES, yaml_files
 from tenkaigen_worker.plugin.problems import BrokenPlugin
+from tenkaigen_worker.plugin.style_files import StyleFiles, read_style
+from tenkaigen_worker.request import read_request
 from tenkaigen_worker.resources import shipped
 
 NINE = {
@@ -48,6 +52,24 @@ def test_a_style_file_says_all_of_a_style(tmp_path: Path) -> None:
 
     assert style == Style("Neon", "Glowing tubes", "{prompt}, neon sign", "daylight", replaces=True)
     assert style.origin == str(file)
+
+
+def test_a_style_file_says_how_its_jobs_are_made(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "neon.yaml",
+        "name: Neon\nmode: lightning\nsteps: 8\nguidance_scale: 1.5\nwidth: 768\nheight: 1024\n"
+        "loras: [Ink, {name: Glow, weight: 0.8}]\n",
+    )
+
+    assert read_style(file) == Style(
+        "Neon",
+        mode="lightning",
+        steps=8,
+        guidance_scale=1.5,
+        width=768,
+        height=1024,
+        loras=(LoraUse("Ink"), LoraUse("Glow", 0.8)),
+    )
 
 
 def test_only_the_name_is_needed(tmp_path: Path) -> None:
@@ -94,6 +116,20 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
         ("name: !!python/name:os.system x\n", 1, "name: cannot be read"),
         ("name: &a [x]\nprompt: [*a, *a]\n", 2, "aliases (*name) are not used here"),
         ("[" * 5000, 1, "nested too deeply"),
+        ("name: AUTO\n", 1, "'AUTO' is taken: a job with 'style: auto' gets the style that its prompt names"),
+        ("name: Neon\nsteps: 101\n", 2, "steps: must be a whole number from 1 to 100, not 101"),
+        ("name: Neon\nsteps: 4.5\n", 2, "steps must be a whole number"),
+        ("name: Neon\nsteps: true\n", 2, "steps must be a whole number"),
+        ("name: Neon\nguidance_scale: 0.5\n", 2, "guidance_scale: must be a number from 1 to 20, not 0.5"),
+        ("name: Neon\nguidance_scale: .nan\n", 2, "guidance_scale must be a finite number"),
+        ("name: Neon\nwidth: 1000\n", 2, "width: must be a multiple of 16 from 64 to 4096, not 1000"),
+        ("name: Neon\nwidth: 4096\nheight: 2048\n", 3, "4096 x 2048 is 8388608 pixels"),
+        ("name: Neon\nmode: 4\n", 2, "mode must be text: put it in quotes"),
+        ("name: Neon\nloras: Ink\n", 2, "loras must be a list, such as [a, b]"),
+        ("name: Neon\nloras:\n- Ink\n- 5\n", 4, "loras.1: must be a name, such as Ink, or a name with a weight"),
+        ("name: Neon\nloras: [{name: Ink, wieght: 1}]\n", 2, "loras.0: must be a name, such as Ink"),
+        ("name: Neon\nloras: [{name: Ink, weight: yes}]\n", 2, "loras.0: must be a name, such as Ink"),
+        ("name: Neon\nloras: [{weight: 1}]\n", 2, "loras.0: must be a name, such as Ink"),
     ],
     ids=lambda value: ascii(value)[:40],
 )
@@ -135,7 +171,7 @@ def test_a_dangling_link(tmp_path: Path) -> None:
     file = tmp_path / "neon.yaml"
     file.symlink_to(tmp_path / "nowhere")
 
-    catalog = Catalog(lambda: [file])
+    catalog = StyleFiles(lambda: yaml_files([tmp_path], STYLES))
 
     assert "no such file" in catalog.problems[0].message
 
@@ -145,13 +181,29 @@ def test_a_style_made_in_python_keeps_the_same_rules() -> None:
         Style("Neon", prompt="neon sign")
     with pytest.raises(ValueError, match="needs a letter"):
         Style("")
+    with pytest.raises(ValueError, match="from 1 to 100"):
+        Style("Neon", steps=0)
+    with pytest.raises(ValueError, match="from 1 to 20"):
+        Style("Neon", guidance_scale=21)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        Style("Neon", height=100)
+    with pytest.raises(ValueError, match="pixels"):
+        Style("Neon", width=4096, height=4096)
 
 
-def test_nothing_is_read_again_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bounds_of_styles_are_those_of_jobs() -> None:
+    bounds_of_pictures = (recipe.MIN_SIDE, recipe.MAX_SIDE, recipe.SIDE_STEP, recipe.MAX_PIXELS)
+    assert bounds_of_pictures == (bounds.MIN_SIDE, bounds.MAX_SIDE, bounds.SIDE_STEP, bounds.MAX_PIXELS)
+    with pytest.raises(InputError, match=f"steps: must be a whole number from 1 to {bounds.MAX_STEPS},"):
+        read_request({"prompt": "a fox", "steps": bounds.MAX_STEPS + 1}, styles=[], modes=[])
+    with pytest.raises(InputError, match=f"guidance_scale: must be a number from 1 to {bounds.MAX_GUIDANCE_SCALE:g},"):
+        read_request({"prompt": "a fox", "guidance_scale": bounds.MAX_GUIDANCE_SCALE + 1}, styles=[], modes=[])
+
+
+def test_nothing_is_read_again_until_it_changes(tmp_path: Path) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(catalog_module, "read_style", lambda file: read.append(file) or read_style(file))
     file = write(tmp_path / "neon.yaml", GOOD)
-    catalog = Catalog(lambda: [file])
+    catalog = Catalog(lambda: yaml_files([file], STYLES), lambda file: read.append(file) or read_style(file))
 
     assert catalog.refresh() is False
     assert len(read) == 1
@@ -159,12 +211,12 @@ def test_nothing_is_read_again_until_it_changes(tmp_path: Path, monkeypatch: pyt
     write(file, GOOD.replace("sign", "tube"))
     assert catalog.refresh() is True
     assert len(read) == 2
-    assert catalog.register_styles()[0].prompt == "{prompt}, neon tube"
+    assert catalog.items[0].prompt == "{prompt}, neon tube"
 
 
 def test_a_broken_edit_keeps_the_last_good_version_until_it_is_mended(tmp_path: Path) -> None:
     file = write(tmp_path / "neon.yaml", GOOD)
-    catalog = Catalog(lambda: [file])
+    catalog = StyleFiles(lambda: yaml_files([file], STYLES))
 
     write(file, "name: [")
     assert catalog.refresh() is True
@@ -178,7 +230,7 @@ def test_a_broken_edit_keeps_the_last_good_version_until_it_is_mended(tmp_path: 
 
 
 def test_files_come_and_go(tmp_path: Path) -> None:
-    catalog = Catalog(lambda: sorted(tmp_path.glob("*.yaml")))
+    catalog = StyleFiles(lambda: yaml_files([tmp_path], STYLES))
     assert catalog.register_styles() == []
 
     file = write(tmp_path / "neon.yaml", GOOD)
@@ -217,3 +269,34 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all() -> None:
     )
     assert unknown("mode", "zzz", ["quality"]) == "there is no mode 'zzz'. The modes are: quality"
     assert len(unknown("style", "x" * 100_000, ["Standard"])) < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a fox as Line Art", "Line Art"),
+        ("a line-art fox", "Line Art"),
+        ("LINE_ART, a fox", "Line Art"),
+        ("lineart fox", "Line Art"),
+        ("(watercolor)", "Watercolor"),
+        ("Art of a fox", "Art"),
+        ("art, then line  art", "Line Art"),
+        ("an anime fox in watercolor", "Watercolor"),
+        ("neon or ANIME", "Anime"),
+        ("anime or manga", "Anime"),
+        ("manga or anime", "Manga"),
+        ("outline art", "Art"),
+        ("line arts", None),
+        ("animeted", None),
+        ("anime2", None),
+        ("2anime", None),
+        ("\u00e9anime", None),
+        ("line, art", "Art"),
+        ("rock'n'roll", "Rock'n'Roll"),
+        ("", None),
+        ("- _ -", None),
+    ],
+)
+def test_names_are_found_in_a_text_as_whole_words(text: str, found: str | None) -> None:
+    names = ["Art", "Line Art", "Watercolor", "Anime", "Manga", "Rock'n'Roll"]
+    assert mentioned(text, names) == found

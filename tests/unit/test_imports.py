@@ -23,7 +23,7 @@ LAYERS = (
     {"plugin", "database", "storage"},
     {"recipe", "request", "images", "references"},
     {"engine"},
-    {"maintenance"},
+    {"maintenance", "testing"},
     {"worker", "api"},
     {"cli", "__main__"},
 )

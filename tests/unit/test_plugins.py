@@ -67,9 +67,11 @@ def test_what_ships_is_always_there(tmp_path: Path) -> None:
     assert plugins.style_names == (
         "Standard", "Abstract", "Anime", "Flat Logo", "Grunge", "Line Art", "Minimalist", "Vintage", "Watercolor",
     )  # fmt: skip
-    assert [(p.name, p.hooks) for p in plugins.describe()] == [
-        ("styles", ("register_styles",)),
-        ("tidy_prompt.py", ("transform_prompt",)),
+    assert [template.name for template in plugins.templates] == ["Mug Wrap", "Shirt Back", "Sticker"]
+    assert [(p.name, p.hooks, p.offers) for p in plugins.describe()] == [
+        ("styles", ("register_styles",), {"styles": 9}),
+        ("templates", (), {"templates": 3}),
+        ("tidy_prompt.py", ("transform_prompt",), {}),
     ]
 
 
@@ -80,13 +82,15 @@ def test_the_shipped_folder_named_again_is_not_loaded_twice(tmp_path: Path) -> N
     plugins = load(shipped("plugins"), link, shipped("plugins") / "styles", shipped("plugins") / "tidy_prompt.py")
 
     assert plugins.problems == ()
-    assert len(plugins.describe()) == 2
+    assert len(plugins.describe()) == 3
     assert len(plugins.styles) == 9
 
 
 def test_folders_and_single_files(bare: Path) -> None:
     (bare / "styles").mkdir()
     (bare / "styles" / "a.yaml").write_text("name: In Styles")
+    (bare / "templates").mkdir()
+    (bare / "templates" / "a.yaml").write_text("name: In Templates\nprompt: A cup")
     (bare / "b.yml").write_text("name: At Top")
     (bare / "deeper").mkdir()
     (bare / "deeper" / "c.yaml").write_text("name: Too Deep")
@@ -102,7 +106,25 @@ def test_folders_and_single_files(bare: Path) -> None:
 
     assert plugins.problems == ()
     assert plugins.style_names == ("Standard", "At Top", "In Styles", "Single")
-    assert [plugin.name for plugin in plugins.describe()] == ["styles", "hook.py"]
+    assert [template.name for template in plugins.templates] == ["In Templates"]
+    assert [plugin.name for plugin in plugins.describe()] == ["styles", "templates", "hook.py"]
+
+
+@pytest.mark.parametrize("way", ["the folder itself", "a single file", "the working directory"])
+def test_a_file_in_a_folder_named_templates_is_a_template(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    folder = bare / "templates"
+    folder.mkdir()
+    (folder / "cup.yaml").write_text("name: Cup\nprompt: A cup")
+    monkeypatch.chdir(folder)
+    ways = {"the folder itself": folder, "a single file": folder / "cup.yaml", "the working directory": Path()}
+
+    plugins = load(ways[way])
+
+    assert plugins.problems == ()
+    assert [template.name for template in plugins.templates] == ["Cup"]
+    assert plugins.style_names == ("Standard",)
 
 
 def test_the_default_folder_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +189,7 @@ def test_installed_packages_come_between_built_ins_and_files(bare: Path, monkeyp
     plugins = load(bare)
 
     assert asyncio.run(plugins.transform_prompt(PROMPT)).text == "a fox, inkinstalled+file"
-    assert [plugin.name for plugin in plugins.describe()] == ["styles", "broken", "zeta", "file.py"]
+    assert [plugin.name for plugin in plugins.describe()] == ["styles", "templates", "broken", "zeta", "file.py"]
     assert [str(p) for p in plugins.problems] == [
         "entry point broken of broken.plugin: raised when it was imported: SystemExit: 2"
     ]
@@ -578,7 +600,7 @@ def test_what_authors_need_is_in_one_place() -> None:
     import tenkaigen_worker.plugin
 
     assert sorted(tenkaigen_worker.plugin.__all__) == [
-        "FinishedJob", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl",
+        "FinishedJob", "LoraUse", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl",
     ]  # fmt: skip
     assert Style("A").prompt == "{prompt}"
     assert callable(hookimpl)

@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from PIL import Image
 from tenacity import wait_fixed, wait_none
 
-from tenkaigen_worker.config import GenerationSettings, PluginSettings
+from tenkaigen_worker.config import GenerationSettings, PluginSettings, ResizeSettings
 from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Inputs, Picture, Step
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Progress, Status
@@ -187,6 +189,19 @@ async def test_a_job_is_made_stored_and_completed(queue: FakeQueue, storage: Fak
     assert all(key.startswith(f"{UUID(int=7)}/{asked.id}/1-") for key in storage.files)
     assert completion.recipe["style"] == "Anime"
     assert completion.timings_ms.keys() >= {"prepare", "wait", "generate", "publish", "denoise"}
+
+
+async def test_an_outcome_has_the_size_of_the_stored_picture(
+    queue: FakeQueue, storage: FakeStorage, tools: Tools
+) -> None:
+    resize = ResizeSettings(width=300, height=200)
+    await run(job(), replace(tools, plugins=Plugins.load(PluginSettings(paths=(), resize=resize))))
+
+    ((_, completion),) = queue.outcomes
+    (output,) = completion.outputs
+    (png,) = storage.files.values()
+    assert Image.open(BytesIO(png)).size == (output.width, output.height) == (300, 200)
+    assert (completion.recipe["width"], completion.recipe["height"]) == (64, 64)
 
 
 async def test_wrong_input_ends_before_the_engine(queue: FakeQueue, engine: FakeEngine, tools: Tools) -> None:
