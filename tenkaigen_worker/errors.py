@@ -41,12 +41,14 @@ class Code(StrEnum):
     REFUSED = "refused", Fault.INPUT
     UNSUPPORTED = "unsupported", Fault.INPUT
     TOO_LARGE = "too_large", Fault.INPUT
+    LORA_UNUSABLE = "lora_unusable", Fault.INPUT
     EXPIRED = "expired", Fault.INPUT
 
     ENGINE_CRASHED = "engine_crashed", Fault.ENGINE
     ENGINE_TIMEOUT = "engine_timeout", Fault.ENGINE
     ENGINE_FAILED = "engine_failed", Fault.ENGINE
 
+    LORA_FAILED = "lora_failed", Fault.INFRASTRUCTURE
     UPLOAD_FAILED = "upload_failed", Fault.INFRASTRUCTURE
     WORKER_LOST = "worker_lost", Fault.INFRASTRUCTURE
     PLUGIN_FAILED = "plugin_failed", Fault.INFRASTRUCTURE

@@ -54,6 +54,11 @@ def style_files(sources: Sequence[Path]) -> list[Path]:
     return _each_once(found)
 
 
+def lora_files(sources: Sequence[Path]) -> list[Path]:
+    """List the YAML files in the ``loras/`` of folders, each file once."""
+    return _each_once([file for source in sources for file in _files(source / "loras", YAML_SUFFIXES)])
+
+
 def python_files(sources: Sequence[Path]) -> list[Path]:
     """List the Python files of folders (at the top) and single files, each file once."""
     return _each_once([file for source in sources for file in _files(source, frozenset({".py"}))])
@@ -166,8 +171,8 @@ def _hook_problems(hook: str, function: Callable[..., object], *, wraps: bool) -
         return
     if wraps:
         yield f"{hook} may not be a wrapper: it gets a value and answers one"
-    if hook == "register_styles" and inspect.iscoroutinefunction(function):
-        yield "register_styles must be a plain function, not async"
+    if hook.startswith("register_") and inspect.iscoroutinefunction(function):
+        yield f"{hook} must be a plain function, not async"
 
     for argument in inspect.signature(function).parameters:
         if argument not in HOOKS[hook]:

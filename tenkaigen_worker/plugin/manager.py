@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,9 +16,20 @@ from tenkaigen_worker.names import fold, unknown
 from tenkaigen_worker.plugin import hookspecs
 from tenkaigen_worker.plugin.calls import Caller, HookFailed
 from tenkaigen_worker.plugin.catalog import Catalog
-from tenkaigen_worker.plugin.discovery import HOOKS, Found, check_hooks, discover, source_problems, style_files
+from tenkaigen_worker.plugin.discovery import (
+    HOOKS,
+    Found,
+    check_hooks,
+    discover,
+    lora_files,
+    source_problems,
+    style_files,
+)
+from tenkaigen_worker.plugin.lora_files import LoraCatalog, read_lora
+from tenkaigen_worker.plugin.lora_source import anchored
+from tenkaigen_worker.plugin.loras import Loras
 from tenkaigen_worker.plugin.problems import Problem, describe_error, problem_of
-from tenkaigen_worker.plugin.types import FinishedJob, PictureInfo, Prompt, Refused, Style
+from tenkaigen_worker.plugin.types import FinishedJob, Lora, PictureInfo, Prompt, Refused, Style
 from tenkaigen_worker.resources import shipped
 
 if TYPE_CHECKING:
@@ -45,25 +56,30 @@ class _Member:
 
     found: Found
     styles: tuple[Style, ...] = ()
+    loras: tuple[Lora, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
 class Plugins:
     """The plugins in force, in load order: built-ins, installed packages, then the configured files.
 
-    Python is loaded once; style files are read again when they change, whenever styles are looked at.
+    Python is loaded once; YAML files are read again when they change, whenever styles or LoRAs are looked at.
     """
 
     def __init__(self, settings: PluginSettings) -> None:
         own = shipped("plugins")
         sources = (own, *settings.paths)
         self._catalog = Catalog(lambda: style_files(sources))
+        self._lora_catalog = LoraCatalog(lambda: lora_files(sources), read_lora)
         self._caller = Caller(settings.hook_timeout_seconds)
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
-        catalog = Found("styles", "built-in", own, self._catalog)
-        self._members = [self._admit(found) for found in (catalog, *discover(own, settings.paths))]
+        catalogs = (
+            Found("styles", "built-in", own, self._catalog),
+            Found("loras", "built-in LoRAs", own, self._lora_catalog),
+        )
+        self._members = [self._admit(found) for found in (*catalogs, *discover(own, settings.paths))]
         self._source_problems = tuple(
             problem
             for source in settings.paths
@@ -73,7 +89,9 @@ class Plugins:
         self._chains = {hook: self._in_load_order(hook) for hook in HOOKS}
         self._styles: dict[str, Style] = {}
         self._conflicts: tuple[Problem, ...] = ()
+        self._loras = Loras()
         self._settle_styles()
+        self._settle_loras()
 
     @classmethod
     def load(cls, settings: PluginSettings) -> Plugins:
@@ -92,7 +110,8 @@ class Plugins:
     def problems(self) -> tuple[Problem, ...]:
         """All that is wrong now."""
         loading = (problem for member in self._members for problem in member.problems)
-        return (*self._source_problems, *loading, *self._catalog.problems, *self._conflicts)
+        in_files = (*self._catalog.problems, *self._lora_catalog.problems)
+        return (*self._source_problems, *loading, *in_files, *self._conflicts, *self._loras.problems)
 
     def describe(self) -> tuple[PluginDescription, ...]:
         """Describe every plugin, in load order, after what is wrong with the configured paths."""
@@ -121,12 +140,25 @@ class Plugins:
             raise InputError.of([FieldProblem("style", unknown("style", str(name), self.style_names))])
         return known
 
+    # LoRAs
+
+    @property
+    def loras(self) -> Loras:
+        """Every LoRA that jobs may name."""
+        self.refresh()
+        return self._loras
+
     def refresh(self) -> None:
-        """Read style files that changed. A broken edit is reported, and the last good version stays in force."""
-        if self._catalog.refresh():
-            before = set(self.problems)
+        """Read YAML files that changed. A broken edit is reported, and the last good version stays in force."""
+        before = set(self.problems)
+        styles, loras = self._catalog.refresh(), self._lora_catalog.refresh()
+        if styles:
             self._settle_styles()
             log.info("Styles were read again", extra={"action": "styles_refreshed", "styles": len(self._styles)})
+        if loras:
+            self._settle_loras()
+            log.info("LoRAs were read again", extra={"action": "loras_refreshed", "loras": len(self._loras.names)})
+        if styles or loras:
             _log_problems(problem for problem in self.problems if problem not in before)
 
     # Hooks
@@ -190,7 +222,7 @@ class Plugins:
     # Loading
 
     def _admit(self, found: Found) -> _Member:
-        """Register a plugin, unless something is wrong with it, and take the styles it offers."""
+        """Register a plugin, unless something is wrong with it, and take the styles and LoRAs it offers."""
         problems = found.problems or check_hooks(self._manager, found)
         if problems:
             return _Member(found, problems=tuple(problems))
@@ -198,22 +230,25 @@ class Plugins:
             self._manager.register(found.plugin, found.origin)
         except (ValueError, pluggy.PluginValidationError) as error:
             return _Member(found, problems=(problem_of(error, found.file, "cannot be registered"),))
-        if found.plugin is self._catalog:
+        if found.plugin in (self._catalog, self._lora_catalog):
             return _Member(found)
-        return self._with_styles(found)
+        return self._with_offers(found)
 
-    def _with_styles(self, found: Found) -> _Member:
-        styles: list[Style] = []
-        try:
-            for implementation in self._manager.hook.register_styles.get_hookimpls():
-                if implementation.plugin is found.plugin:
-                    offered: Any = implementation.function()
-                    styles += [replace(style, origin=found.origin) for style in offered]
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return _Member(found, problems=(problem_of(error, found.file, "raised in register_styles"),))
-        return _Member(found, styles=tuple(styles))
+    def _with_offers(self, found: Found) -> _Member:
+        offers: dict[type, tuple[Any, ...]] = {}
+        for hook, kind in (("register_styles", Style), ("register_loras", Lora)):
+            try:
+                offers[kind] = tuple(_adopted(value, kind, found) for value in self._offered(found, hook))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                return _Member(found, problems=(problem_of(error, found.file, f"raised in {hook}"),))
+        return _Member(found, styles=offers[Style], loras=offers[Lora])
+
+    def _offered(self, found: Found, hook: str) -> Iterator[Any]:
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            if implementation.plugin is found.plugin:
+                yield from implementation.function()
 
     def _in_load_order(self, hook: str) -> list[HookImpl]:
         """List a hook's implementations, first loaded first (pluggy's own order is the reverse)."""
@@ -240,14 +275,29 @@ class Plugins:
         self._styles = {fold(style.name): style for style in (standard, *others)}
         self._conflicts = tuple(conflicts)
 
+    def _settle_loras(self) -> None:
+        self._loras = Loras([*self._lora_catalog.values, *(lora for member in self._members for lora in member.loras)])
+
     def _describe(self, member: _Member) -> PluginDescription:
         found = member.found
-        problems = [*member.problems, *(p for p in self._conflicts if p.file == found.origin)]
+        conflicts = (*self._conflicts, *self._loras.problems)
+        problems = [*member.problems, *(p for p in conflicts if p.file == found.origin)]
+        python = {m.found.origin for m in self._members}
         if found.plugin is self._catalog:
-            others = {m.found.origin for m in self._members}
-            problems += [*self._catalog.problems, *(p for p in self._conflicts if p.file not in others)]
+            problems += [*self._catalog.problems, *(p for p in self._conflicts if p.file not in python)]
+        if found.plugin is self._lora_catalog:
+            problems += [*self._lora_catalog.problems, *(p for p in self._loras.problems if p.file not in python)]
         hooks = [hook for hook in HOOKS if any(i.plugin is found.plugin for i in self._chains[hook])]
         return PluginDescription(found.name, found.origin, tuple(hooks), tuple(problems))
+
+
+def _adopted(value: Any, kind: type, found: Found) -> Any:
+    """Take what a plugin offers as its own; a relative path in it starts at the plugin's folder."""
+    if not isinstance(value, kind):
+        raise TypeError(f"it offered {type(value).__name__}, not a {kind.__name__}")
+    if isinstance(value, Lora):
+        value = replace(value, source=anchored(value.source, found.file.absolute().parent))
+    return replace(value, origin=found.origin)
 
 
 def _log_problems(problems: Iterable[Problem]) -> None:

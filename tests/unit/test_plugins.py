@@ -69,6 +69,7 @@ def test_what_ships_is_always_there(tmp_path: Path) -> None:
     )  # fmt: skip
     assert [(p.name, p.hooks) for p in plugins.describe()] == [
         ("styles", ("register_styles",)),
+        ("loras", ("register_loras",)),
         ("tidy_prompt.py", ("transform_prompt",)),
     ]
 
@@ -80,7 +81,7 @@ def test_the_shipped_folder_named_again_is_not_loaded_twice(tmp_path: Path) -> N
     plugins = load(shipped("plugins"), link, shipped("plugins") / "styles", shipped("plugins") / "tidy_prompt.py")
 
     assert plugins.problems == ()
-    assert len(plugins.describe()) == 2
+    assert len(plugins.describe()) == 3
     assert len(plugins.styles) == 9
 
 
@@ -102,7 +103,7 @@ def test_folders_and_single_files(bare: Path) -> None:
 
     assert plugins.problems == ()
     assert plugins.style_names == ("Standard", "At Top", "In Styles", "Single")
-    assert [plugin.name for plugin in plugins.describe()] == ["styles", "hook.py"]
+    assert [plugin.name for plugin in plugins.describe()] == ["styles", "loras", "hook.py"]
 
 
 def test_the_default_folder_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +168,7 @@ def test_installed_packages_come_between_built_ins_and_files(bare: Path, monkeyp
     plugins = load(bare)
 
     assert asyncio.run(plugins.transform_prompt(PROMPT)).text == "a fox, inkinstalled+file"
-    assert [plugin.name for plugin in plugins.describe()] == ["styles", "broken", "zeta", "file.py"]
+    assert [plugin.name for plugin in plugins.describe()] == ["styles", "loras", "broken", "zeta", "file.py"]
     assert [str(p) for p in plugins.problems] == [
         "entry point broken of broken.plugin: raised when it was imported: SystemExit: 2"
     ]
@@ -578,7 +579,7 @@ def test_what_authors_need_is_in_one_place() -> None:
     import tenkaigen_worker.plugin
 
     assert sorted(tenkaigen_worker.plugin.__all__) == [
-        "FinishedJob", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl",
+        "FinishedJob", "Lora", "LoraUse", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl",
     ]  # fmt: skip
     assert Style("A").prompt == "{prompt}"
     assert callable(hookimpl)
