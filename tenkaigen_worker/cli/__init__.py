@@ -29,6 +29,7 @@ COMMANDS = {
     "config": ("config", "Print the settings in force and where each came from."),
     "plugins": ("plugins", "List plugins, their hooks and their problems."),
     "styles": ("plugins", "List the styles."),
+    "loras": ("loras", "List, add, check and prune LoRAs."),
     "inspect": ("inspect", "Print the recipe inside a PNG."),
 }
 

@@ -27,6 +27,7 @@ from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.plugin import hookspecs
 from tenkaigen_worker.plugin.catalog import StyleFile
 from tenkaigen_worker.plugin.discovery import HOOKS
+from tenkaigen_worker.plugin.lora_files import LoraFile
 from tenkaigen_worker.request import NOT_YET, Request
 from tenkaigen_worker.settings_sources import PREFIX, flatten, variable
 from tests.unit.examples import QUEUED
@@ -183,6 +184,10 @@ def test_every_key_of_a_style_is_explained() -> None:
     assert first_column(section(SETUP, "Plugins"), "key") == list(StyleFile.model_fields)
 
 
+def test_every_key_of_a_lora_is_explained() -> None:
+    assert first_column(section(SETUP, "LoRAs"), "key") == list(LoraFile.model_fields)
+
+
 def test_the_worked_example_is_the_shipped_one() -> None:
     shipped = (ROOT / "plugins" / "tidy_prompt.py").read_text(encoding="utf-8")
     (example,) = [block for block in blocks(SETUP, "python") if "@hookimpl" in block]
@@ -221,6 +226,8 @@ def test_every_command_exists_with_its_options(page: Path) -> None:
         assert command is not None
         if name == "psql":  # the rest is psql's own
             continue
+        while isinstance(command, click.Group) and rest and rest[0] in command.commands:
+            command = command.commands[rest.pop(0)]
         options = {spelling for parameter in command.params for spelling in parameter.opts} | {"--help"}
         for option in (word for word in rest if word.startswith("-") and word != "-"):
             assert option in options, f"{page.name}: tenkaigen {name} {option}"
