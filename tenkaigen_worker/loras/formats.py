@@ -170,14 +170,12 @@ def _format_of(keys: list[str]) -> Format:
                 "load: remove 'transformer.' from them"
             )
         return Format.PEFT
-    if kohya:
-        return Format.KOHYA
     if not any(key.endswith(".alpha") or ".default." in key for key in keys):
         raise NotLoadable(
-            "its keys begin with neither transformer. nor diffusion_model. and have no .alpha, and diffusers would "
-            "load none of them: write 'transformer.' in front of each"
+            "its keys have no prefix and no .alpha, and diffusers would load none of them: write 'diffusion_model.' in "
+            "front of each"
         )
-    return Format.PLAIN
+    return Format.KOHYA if kohya else Format.PLAIN
 
 
 _PREFIXES = {Format.PEFT: "transformer.", Format.COMFY: "diffusion_model.", Format.FLAT: "lora_unet_"}
