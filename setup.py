@@ -51,7 +51,7 @@ setup(
         "tenkaigen_worker.database": ["*.sql"],
         "tenkaigen_worker.api": ["static/*"],
         "tenkaigen_worker.shipped.config": ["*.yaml", "*.txt"],
-        "tenkaigen_worker.shipped.plugins": ["*.yaml", "styles/*.yaml", "templates/*.yaml"],
+        "tenkaigen_worker.shipped.plugins": ["*.yaml", "styles/*.yaml", "templates/*.yaml", "loras/*.yaml"],
         "tenkaigen_worker.shipped.migrations": ["*.sql"],
     },
     install_requires=[

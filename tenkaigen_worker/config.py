@@ -248,6 +248,16 @@ class PluginSettings(Section):
     watermark: WatermarkSettings | None = None
 
 
+class LoraSettings(Section):
+    """Where LoRA files are kept, and which LoRAs jobs may use; sizes in bytes."""
+
+    cache_dir: FilePath | None = None
+    max_bytes: Annotated[int, Field(ge=0)] = 20_000_000_000
+    max_file_bytes: Annotated[int, Field(ge=1)] = 4_000_000_000
+    max_per_job: Annotated[int, Field(ge=0, le=16)] = 4
+    licences: Literal["commercial", "unknown", "any"] = "commercial"
+
+
 class CostSettings(Section):
     """What ``tenkaigen stats`` needs to name a price per picture, in US dollars."""
 
@@ -273,6 +283,7 @@ class Settings(Section):
     storage: StorageSettings = StorageSettings()
     references: ReferenceSettings = ReferenceSettings()
     plugins: PluginSettings = PluginSettings()
+    loras: LoraSettings = LoraSettings()
     cost: CostSettings = CostSettings()
     log: LogSettings = LogSettings()
 

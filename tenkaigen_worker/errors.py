@@ -41,6 +41,7 @@ class Code(StrEnum):
     REFUSED = "refused", Fault.INPUT
     UNSUPPORTED = "unsupported", Fault.INPUT
     TOO_LARGE = "too_large", Fault.INPUT
+    LORA_UNUSABLE = "lora_unusable", Fault.INPUT
     EXPIRED = "expired", Fault.INPUT
 
     ENGINE_CRASHED = "engine_crashed", Fault.ENGINE
@@ -48,6 +49,7 @@ class Code(StrEnum):
     ENGINE_FAILED = "engine_failed", Fault.ENGINE
 
     REFERENCE_UNAVAILABLE = "reference_unavailable", Fault.INFRASTRUCTURE
+    LORA_FAILED = "lora_failed", Fault.INFRASTRUCTURE
     UPLOAD_FAILED = "upload_failed", Fault.INFRASTRUCTURE
     WORKER_LOST = "worker_lost", Fault.INFRASTRUCTURE
     PLUGIN_FAILED = "plugin_failed", Fault.INFRASTRUCTURE

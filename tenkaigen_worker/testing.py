@@ -47,7 +47,7 @@ class LoadedPlugin:
     @property
     def hooks(self) -> tuple[str, ...]:
         """The hooks that it has."""
-        plugins = [plugin for plugin in self._plugins.describe() if plugin.origin != BUILT_IN]
+        plugins = [plugin for plugin in self._plugins.describe() if not plugin.origin.startswith(BUILT_IN)]
         return tuple(hook for plugin in plugins for hook in plugin.hooks)
 
     @property

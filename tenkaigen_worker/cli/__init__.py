@@ -30,6 +30,7 @@ COMMANDS = {
     "plugins": ("plugins", "List plugins, their hooks and their problems."),
     "styles": ("styles", "List the styles, check a style's file, draw all of them."),
     "templates": ("styles", "List the prompt templates."),
+    "loras": ("loras", "List, add, check and prune LoRAs."),
     "inspect": ("inspect", "Print the recipe inside a PNG."),
 }
 

@@ -1,9 +1,9 @@
-"""Plugins: styles and hooks, from YAML, Python files and installed packages.
+"""Plugins: styles, LoRAs and hooks, from YAML, Python files and installed packages.
 
 Everything a plugin's author needs is imported from here; :mod:`~tenkaigen_worker.plugin.hookspecs` lists the hooks.
 """
 
 from tenkaigen_worker.plugin.hookspecs import hookimpl
-from tenkaigen_worker.plugin.types import FinishedJob, LoraUse, PictureInfo, Prompt, Refused, Style
+from tenkaigen_worker.plugin.types import FinishedJob, Lora, LoraUse, PictureInfo, Prompt, Refused, Style
 
-__all__ = ["FinishedJob", "LoraUse", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl"]
+__all__ = ["FinishedJob", "Lora", "LoraUse", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl"]

@@ -24,7 +24,7 @@ from tenkaigen_worker.plugin.problems import Problem, problem_of
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 
 # What YAML files may be, which is the name of their folder.
-STYLES, TEMPLATES = KINDS = ("styles", "templates")
+STYLES, TEMPLATES, LORAS = KINDS = ("styles", "templates", "loras")
 
 # Each hook with the names of its arguments.
 HOOKS = {
@@ -177,8 +177,8 @@ def _hook_problems(hook: str, function: Callable[..., object], *, wraps: bool) -
         return
     if wraps:
         yield f"{hook} may not be a wrapper: it gets a value and answers one"
-    if hook == "register_styles" and inspect.iscoroutinefunction(function):
-        yield "register_styles must be a plain function, not async"
+    if hook.startswith("register_") and inspect.iscoroutinefunction(function):
+        yield f"{hook} must be a plain function, not async"
 
     for argument in inspect.signature(function).parameters:
         if argument not in HOOKS[hook]:

@@ -3,10 +3,10 @@
 A plugin is a module with functions of these names, each marked ``@hookimpl``; it may leave out hooks, and arguments it
 does not need. Plugins are called in the order they were loaded, each with what the one before it answered.
 
-``register_styles`` is called once, at load. The others are called for every job, some at the same time for several
-jobs: a plain function in a thread of its own, an ``async`` one on the event loop, both with a time limit
-(``plugins.hook_timeout_seconds``). Raising, or passing the limit, fails this attempt of the job with the plugin's name;
-the job is tried again.
+``register_styles`` and ``register_loras`` are called once, at load. The others are called for every job, some at the
+same time for several jobs: a plain function in a thread of its own, an ``async`` one on the event loop, both with a
+time limit (``plugins.hook_timeout_seconds``). Raising, or passing the limit, fails this attempt of the job with the
+plugin's name; the job is tried again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from tenkaigen_worker.plugin.types import FinishedJob, PictureInfo, Prompt, Style
+from tenkaigen_worker.plugin.types import FinishedJob, Lora, PictureInfo, Prompt, Style
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +30,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def register_styles() -> Iterable[Style]:  # type: ignore[empty-body]
     """Offer styles. A plain function: there is nothing to wait for."""
+
+
+@hookspec
+def register_loras() -> Iterable[Lora]:  # type: ignore[empty-body]
+    """Offer LoRAs. A plain function: their files are fetched when a job wants them."""
 
 
 @hookspec

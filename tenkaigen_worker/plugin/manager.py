@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,6 +19,7 @@ from tenkaigen_worker.plugin.calls import Caller, HookFailed
 from tenkaigen_worker.plugin.catalog import Catalog
 from tenkaigen_worker.plugin.discovery import (
     HOOKS,
+    LORAS,
     STYLES,
     TEMPLATES,
     Found,
@@ -27,11 +28,14 @@ from tenkaigen_worker.plugin.discovery import (
     source_problems,
     yaml_files,
 )
+from tenkaigen_worker.plugin.lora_files import LoraFiles
+from tenkaigen_worker.plugin.lora_source import anchored
+from tenkaigen_worker.plugin.loras import Loras
 from tenkaigen_worker.plugin.problems import Problem, describe_error, problem_of
 from tenkaigen_worker.plugin.shelf import Shelf
 from tenkaigen_worker.plugin.style_files import StyleFiles
 from tenkaigen_worker.plugin.template_files import read_template
-from tenkaigen_worker.plugin.types import AUTO, FinishedJob, PictureInfo, Prompt, Refused, Style, Template
+from tenkaigen_worker.plugin.types import AUTO, FinishedJob, Lora, PictureInfo, Prompt, Refused, Style, Template
 from tenkaigen_worker.resources import shipped
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ log = logging.getLogger("tenkaigen.plugin")
 
 STANDARD = "Standard"
 BUILT_IN = "built-in"
+BUILT_IN_LORAS = "built-in LoRAs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +68,15 @@ class _Member:
 
     found: Found
     styles: tuple[Style, ...] = ()
+    loras: tuple[Lora, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
 class Plugins:
     """The plugins in force, in load order: built-ins, installed packages, then the configured files.
 
-    Python is loaded once; YAML files are read again when they change, whenever styles or templates are looked at.
+    Python is loaded once; YAML files are read again when they change, whenever what they offer is looked
+    at.
     ``found`` takes the place of all Python plugins that could be found.
     """
 
@@ -78,11 +85,16 @@ class Plugins:
         sources = (own, *settings.paths)
         self._style_files = StyleFiles(lambda: yaml_files(sources, STYLES))
         self._templates = Shelf("template", Catalog(lambda: yaml_files(sources, TEMPLATES), read_template))
+        self._lora_files = LoraFiles(lambda: yaml_files(sources, LORAS))
         self._caller = Caller(settings.hook_timeout_seconds)
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
-        built_in = [Found(STYLES, BUILT_IN, own, self._style_files), *_picture_plugins(settings, own)]
+        built_in = [
+            Found(STYLES, BUILT_IN, own, self._style_files),
+            Found(LORAS, BUILT_IN_LORAS, own, self._lora_files),
+            *_picture_plugins(settings, own),
+        ]
         others = discover(own, settings.paths) if found is None else found
         self._members = [self._admit(candidate) for candidate in (*built_in, *others)]
         self._source_problems = tuple(
@@ -93,6 +105,7 @@ class Plugins:
         )
         self._chains = {hook: self._in_load_order(hook) for hook in HOOKS}
         self._styles = Shelf("style", self._style_files, (style for m in self._members for style in m.styles))
+        self._settle_loras()
 
     @classmethod
     def load(cls, settings: PluginSettings) -> Plugins:
@@ -111,7 +124,8 @@ class Plugins:
     def problems(self) -> tuple[Problem, ...]:
         """All that is wrong now."""
         loading = (problem for member in self._members for problem in member.problems)
-        return (*self._source_problems, *loading, *self._styles.problems, *self._templates.problems)
+        styles, templates, loras = self._styles.problems, self._templates.problems, self._lora_problems
+        return (*self._source_problems, *loading, *styles, *templates, *loras)
 
     def describe(self) -> tuple[PluginDescription, ...]:
         """Describe every plugin, in load order, after what is wrong with the configured paths."""
@@ -119,8 +133,8 @@ class Plugins:
         paths = [PluginDescription("plugins.paths", p.file, (), (p,)) for p in self._source_problems]
         offers = {TEMPLATES: len(self._templates.items)}
         templates = PluginDescription(TEMPLATES, BUILT_IN, (), self._templates.problems, offers)
-        styles, *others = map(self._describe, self._members)
-        return (*paths, styles, templates, *others)
+        styles, loras, *others = map(self._describe, self._members)
+        return (*paths, styles, templates, loras, *others)
 
     # Styles and templates
 
@@ -161,16 +175,25 @@ class Plugins:
         self.refresh()
         return self._templates.find(name)
 
+    @property
+    def loras(self) -> Loras:
+        """Every LoRA that jobs may name."""
+        self.refresh()
+        return self._loras
+
     def refresh(self) -> None:
         """Read YAML files that changed. A broken edit is reported, and the last good version stays in force."""
         before = set(self.problems)
-        if any([self._styles.refresh(), self._templates.refresh()]):
-            extra = {
-                "action": "styles_refreshed",
-                "styles": len(self._styles.items),
-                "templates": len(self._templates.items),
+        loras = self._lora_files.refresh()
+        if loras:
+            self._settle_loras()
+        if any([loras, self._styles.refresh(), self._templates.refresh()]):
+            counts = {
+                STYLES: len(self._styles.items),
+                TEMPLATES: len(self._templates.items),
+                LORAS: len(self._loras.names),
             }
-            log.info("Styles and templates were read again", extra=extra)
+            log.info("The YAML files of plugins were read again", extra={"action": "plugins_refreshed", **counts})
             _log_problems(problem for problem in self.problems if problem not in before)
 
     # Hooks
@@ -236,7 +259,7 @@ class Plugins:
     # Loading
 
     def _admit(self, found: Found) -> _Member:
-        """Register a plugin, unless something is wrong with it, and take the styles it offers."""
+        """Register a plugin, unless something is wrong with it, and take the styles and LoRAs it offers."""
         problems = found.problems or check_hooks(self._manager, found)
         if problems:
             return _Member(found, problems=tuple(problems))
@@ -244,22 +267,25 @@ class Plugins:
             self._manager.register(found.plugin, found.origin)
         except (ValueError, pluggy.PluginValidationError) as error:
             return _Member(found, problems=(problem_of(error, found.file, "cannot be registered"),))
-        if found.plugin is self._style_files:
+        if found.plugin in (self._style_files, self._lora_files):
             return _Member(found)
-        return self._with_styles(found)
+        return self._with_offers(found)
 
-    def _with_styles(self, found: Found) -> _Member:
-        styles: list[Style] = []
-        try:
-            for implementation in self._manager.hook.register_styles.get_hookimpls():
-                if implementation.plugin is found.plugin:
-                    offered: Any = implementation.function()
-                    styles += [replace(style, origin=found.origin) for style in offered]
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return _Member(found, problems=(problem_of(error, found.file, "raised in register_styles"),))
-        return _Member(found, styles=tuple(styles))
+    def _with_offers(self, found: Found) -> _Member:
+        offers: dict[type, tuple[Any, ...]] = {}
+        for hook, kind in (("register_styles", Style), ("register_loras", Lora)):
+            try:
+                offers[kind] = tuple(_adopted(value, kind, found) for value in self._offered(found, hook))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                return _Member(found, problems=(problem_of(error, found.file, f"raised in {hook}"),))
+        return _Member(found, styles=offers[Style], loras=offers[Lora])
+
+    def _offered(self, found: Found, hook: str) -> Iterator[Any]:
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            if implementation.plugin is found.plugin:
+                yield from implementation.function()
 
     def _in_load_order(self, hook: str) -> list[HookImpl]:
         """List a hook's implementations, first loaded first (pluggy's own order is the reverse)."""
@@ -267,15 +293,38 @@ class Plugins:
         found: list[HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
         return sorted(found, key=lambda impl: (not impl.tryfirst, impl.trylast, order[impl.plugin_name]))
 
+    def _settle_loras(self) -> None:
+        self._loras = Loras([*self._lora_files.items, *(lora for member in self._members for lora in member.loras)])
+
+    @property
+    def _lora_problems(self) -> tuple[Problem, ...]:
+        return (*self._lora_files.problems, *self._loras.problems)
+
     def _describe(self, member: _Member) -> PluginDescription:
         found = member.found
-        count, problems = len(member.styles), [p for p in self._styles.problems if p.file == found.origin]
+        offers = {STYLES: len(member.styles), LORAS: len(member.loras)}
+        problems = [*member.problems]
+        python = {m.found.origin for m in self._members}
         if found.plugin is self._style_files:
-            others = {m.found.origin for m in self._members}
-            count, problems = len(self._style_files.items), [p for p in self._styles.problems if p.file not in others]
+            offers = {STYLES: len(self._style_files.items)}
+            problems += [p for p in self._styles.problems if p.file not in python]
+        elif found.plugin is self._lora_files:
+            offers = {LORAS: len(self._lora_files.items)}
+            problems += [p for p in self._lora_problems if p.file not in python]
+        else:
+            problems += [p for p in (*self._styles.problems, *self._lora_problems) if p.file == found.origin]
         hooks = [hook for hook in HOOKS if any(i.plugin is found.plugin for i in self._chains[hook])]
-        offers = {STYLES: count} if count else {}
-        return PluginDescription(found.name, found.origin, tuple(hooks), (*member.problems, *problems), offers)
+        offers = {kind: count for kind, count in offers.items() if count}
+        return PluginDescription(found.name, found.origin, tuple(hooks), tuple(problems), offers)
+
+
+def _adopted(value: Any, kind: type, found: Found) -> Any:
+    """Take what a plugin offers as its own; a relative path in it starts at the plugin's folder."""
+    if not isinstance(value, kind):
+        raise TypeError(f"it offered {type(value).__name__}, not a {kind.__name__}")
+    if isinstance(value, Lora):
+        value = replace(value, source=anchored(value.source, found.file.absolute().parent))
+    return replace(value, origin=found.origin)
 
 
 def _picture_plugins(settings: PluginSettings, own: Path) -> list[Found]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tenkaigen_worker.names import fold, suggest
 from tenkaigen_worker.plugin.bounds import check_area, check_guidance_scale, check_side, check_steps
+from tenkaigen_worker.plugin.lora_source import parse_source
 
 OWN_PROMPT = "prompt"
 PLACEHOLDER = f"{{{OWN_PROMPT}}}"
+MAX_LORA_WEIGHT = 4.0
 
 # A job's ``style`` may say this; it then gets the style that its prompt names.
 AUTO = "auto"
@@ -25,10 +28,18 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoraUse:
-    """A LoRA that is asked for, by its name or an alias; ``weight`` is the LoRA's own unless given."""
+    """A LoRA that is asked for, by its name or an alias; ``weight`` is the LoRA's own unless given.
+
+    Raises ``ValueError`` when one of them cannot be used.
+    """
 
     name: str
     weight: float | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.weight is not None:
+            check_weight(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +88,12 @@ class Style:
 class Lora:
     """A LoRA that jobs may use.
 
-    ``source`` is ``hub:OWNER/REPO/PATH.safetensors@REVISION``, an ``https://`` URL, or a path on this machine;
-    ``sha256`` (hex) is what its file must have. ``weight`` is how strongly it is applied where nobody says. ``aliases``
-    are further names, such as the franchise's; with ``match_prompt`` they and the name also count where a prompt has
-    them as whole words. ``trigger_words`` are put before the prompt. ``base_model`` is the model it was trained for.
-    ``commercial_use`` is what its ``licence`` allows; ``None`` is unknown. ``replaces`` and ``origin`` as in
-    :class:`Style`.
+    ``source`` is ``hub:OWNER/REPO/FILE.safetensors@REVISION``, an ``https://`` URL, or a path on this machine; a
+    relative one starts at the plugin's folder. ``sha256`` (hex) is what the file must have. ``weight``, from -4 to 4,
+    is how strongly it is applied where nobody says. ``aliases`` are further names, such as the franchise's; with
+    ``match_prompt`` they and the name also count where a prompt has them as whole words. ``trigger_words`` are put
+    before the prompt. ``base_model`` is the model it was trained for. ``commercial_use`` is what its ``licence``
+    allows; ``None`` is unknown. ``replaces`` and ``origin`` as in :class:`Style`.
 
     Raises ``ValueError`` when one of them cannot be used.
     """
@@ -100,6 +111,15 @@ class Lora:
     commercial_use: bool | None = None
     replaces: bool = False
     origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.aliases):
+            check_name(name)
+        for words in self.trigger_words:
+            check_characters(words)
+        parse_source(self.source)
+        check_sha256(self.sha256)
+        check_weight(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +193,20 @@ def check_placeholders(text: str, variables: Mapping[str, str | None]) -> str:
 def unused_variables(variables: Mapping[str, str | None], *texts: str) -> list[str]:
     """List the variables that stand in none of the texts."""
     return [name for name in variables if not any(f"{{{name}}}" in text for text in texts)]
+
+
+def check_weight(weight: float) -> float:
+    """Refuse a LoRA's weight that only makes noise; raises ``ValueError``."""
+    if not (math.isfinite(weight) and abs(weight) <= MAX_LORA_WEIGHT):
+        raise ValueError(f"a LoRA's weight is from {-MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}, not {weight:g}")
+    return weight
+
+
+def check_sha256(digest: str) -> str:
+    """Refuse what is no SHA-256 in hex, as ``sha256sum`` prints it; raises ``ValueError``."""
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError("sha256 is 64 hex digits in lower case, as sha256sum prints them")
+    return digest
 
 
 def check_template(template: str) -> str:

@@ -23,6 +23,7 @@ from tenkaigen_worker.engine.messages import Message
 from tenkaigen_worker.errors import Code
 from tenkaigen_worker.jobs import FINAL, TRANSITIONS
 from tenkaigen_worker.metrics import Metrics
+from tenkaigen_worker.plugin.lora_files import LoraFile
 from tenkaigen_worker.request import NOT_YET, Request
 from tenkaigen_worker.settings_sources import PREFIX, flatten, variable
 from tests.unit.examples import QUEUED
@@ -164,6 +165,13 @@ def test_every_variable_that_is_named_exists(page: Path) -> None:
         assert name in known, f"{page.name} names {name}"
 
 
+# Plugins
+
+
+def test_every_key_of_a_lora_is_explained() -> None:
+    assert first_column(section(SETUP, "LoRAs"), "key") == list(LoraFile.model_fields)
+
+
 # The command line
 
 
@@ -197,6 +205,8 @@ def test_every_command_exists_with_its_options(page: Path) -> None:
             command = command.commands[rest.pop(0)]
         if name == "psql":  # the rest is psql's own
             continue
+        while isinstance(command, click.Group) and rest and rest[0] in command.commands:
+            command = command.commands[rest.pop(0)]
         options = {spelling for parameter in command.params for spelling in parameter.opts} | {"--help"}
         for option in (word for word in rest if word.startswith("-") and word != "-"):
             assert option in options, f"{page.name}: tenkaigen {name} {option}"

@@ -56,7 +56,7 @@ async def test_they_come_last_and_the_mark_after_the_size(tmp_path: Path) -> Non
     left, _, right, bottom = box(image)
     assert (right, bottom) == (300, 600)
     assert right - left == pytest.approx(90, abs=1)
-    assert [(p.name, p.origin) for p in plugins.describe()][2:4] == [
+    assert [(p.name, p.origin) for p in plugins.describe()][3:5] == [
         ("resize", "built-in, by plugins.resize"),
         ("watermark", "built-in, by plugins.watermark"),
     ]

@@ -71,6 +71,7 @@ def test_what_ships_is_always_there(tmp_path: Path) -> None:
     assert [(p.name, p.hooks, p.offers) for p in plugins.describe()] == [
         ("styles", ("register_styles",), {"styles": 9}),
         ("templates", (), {"templates": 3}),
+        ("loras", ("register_loras",), {}),
         ("tidy_prompt.py", ("transform_prompt",), {}),
     ]
 
@@ -82,7 +83,7 @@ def test_the_shipped_folder_named_again_is_not_loaded_twice(tmp_path: Path) -> N
     plugins = load(shipped("plugins"), link, shipped("plugins") / "styles", shipped("plugins") / "tidy_prompt.py")
 
     assert plugins.problems == ()
-    assert len(plugins.describe()) == 3
+    assert len(plugins.describe()) == 4
     assert len(plugins.styles) == 9
 
 
@@ -107,7 +108,7 @@ def test_folders_and_single_files(bare: Path) -> None:
     assert plugins.problems == ()
     assert plugins.style_names == ("Standard", "At Top", "In Styles", "Single")
     assert [template.name for template in plugins.templates] == ["In Templates"]
-    assert [plugin.name for plugin in plugins.describe()] == ["styles", "templates", "hook.py"]
+    assert [plugin.name for plugin in plugins.describe()] == ["styles", "templates", "loras", "hook.py"]
 
 
 @pytest.mark.parametrize("way", ["the folder itself", "a single file", "the working directory"])
@@ -189,7 +190,14 @@ def test_installed_packages_come_between_built_ins_and_files(bare: Path, monkeyp
     plugins = load(bare)
 
     assert asyncio.run(plugins.transform_prompt(PROMPT)).text == "a fox, inkinstalled+file"
-    assert [plugin.name for plugin in plugins.describe()] == ["styles", "templates", "broken", "zeta", "file.py"]
+    assert [plugin.name for plugin in plugins.describe()] == [
+        "styles",
+        "templates",
+        "loras",
+        "broken",
+        "zeta",
+        "file.py",
+    ]
     assert [str(p) for p in plugins.problems] == [
         "entry point broken of broken.plugin: raised when it was imported: SystemExit: 2"
     ]
@@ -600,7 +608,7 @@ def test_what_authors_need_is_in_one_place() -> None:
     import tenkaigen_worker.plugin
 
     assert sorted(tenkaigen_worker.plugin.__all__) == [
-        "FinishedJob", "LoraUse", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl",
+        "FinishedJob", "Lora", "LoraUse", "PictureInfo", "Prompt", "Refused", "Style", "hookimpl",
     ]  # fmt: skip
     assert Style("A").prompt == "{prompt}"
     assert callable(hookimpl)

@@ -1,0 +1,324 @@
+"""``tenkaigen loras``: which LoRAs there are, adding one, checking their files, and making room."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tenkaigen_worker.cli.context import load_settings, run
+
+if TYPE_CHECKING:
+    from tenkaigen_worker.config import Settings
+    from tenkaigen_worker.loras.cache import LoraCache
+    from tenkaigen_worker.loras.header import LoraHeader
+    from tenkaigen_worker.loras.shelf import Shelf
+    from tenkaigen_worker.plugin import Lora
+    from tenkaigen_worker.plugin.lora_source import Source
+    from tenkaigen_worker.plugin.loras import Loras
+    from tenkaigen_worker.plugin.manager import Plugins
+
+_HUB_PAGE = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([\w.-]+)/([^?#]+)(\?.*)?")
+
+
+@click.group()
+def loras() -> None:
+    """List, add, check and prune LoRAs: small files that teach the model a look, a figure or a franchise.
+
+    \b
+    Example:
+      tenkaigen loras list
+      tenkaigen loras add hub:someone/ink-lora/ink.safetensors@main --name "Ink" --licence MIT --commercial-use
+      tenkaigen loras verify
+      tenkaigen loras prune --dry-run
+    """
+
+
+@loras.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def list_(ctx: click.Context, as_json: bool) -> None:
+    """List the LoRAs that jobs may name, and whether their files are on this machine.
+
+    \b
+    Example:
+      tenkaigen loras list
+      tenkaigen loras list --json | jq -r '.[] | select(.commercial_use != true) | .name'
+    """
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+    from rich.text import Text
+
+    settings, plugins = _load(ctx)
+    shelf = _shelf(settings)
+    files = [(lora, _file_of(lora, shelf)) for lora in plugins.loras]
+    if as_json:
+        values = [{**asdict(lora), "file": str(file) if file else None} for lora, file in files]
+        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+    elif not files:
+        click.echo("There are no LoRAs. Add one with: tenkaigen loras add SOURCE --name NAME")
+    else:
+        headings = ("LoRA", "aliases", "base model", "licence", "commercial use", "file")
+        table = Table(*headings, box=None, header_style="bold")
+        for lora, file in files:
+            where = decimal(file.stat().st_size) if file else "fetched when a job wants it"
+            cells = (lora.name, ", ".join(lora.aliases), lora.base_model, lora.licence, _commercial(lora), where)
+            table.add_row(*map(Text, cells))
+        Console().print(table)
+    if plugins.problems:
+        click.echo("Something is wrong with the plugins; 'tenkaigen plugins' says what.", err=True)
+
+
+@loras.command()
+@click.argument("source")
+@click.option("--name", required=True, help="What jobs call it.")
+@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="A further name; may be given several times.")
+@click.option("--match-prompt", is_flag=True, help="It also counts where a prompt has one of its names.")
+@click.option("--trigger", "trigger_words", multiple=True, metavar="WORDS", help="Words it was trained with; likewise.")
+@click.option("--weight", type=float, default=1.0, show_default=True, help="How strongly it is applied, -4 to 4.")
+@click.option("--description", default="", help="For people who choose.")
+@click.option("--base-model", default="Qwen/Qwen-Image", show_default=True, help="The model it was trained for.")
+@click.option("--licence", default="", help="What its licence is called, such as Apache-2.0.")
+@click.option("--commercial-use/--no-commercial-use", default=None, help="What that licence allows.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Where its YAML goes.  [plugins/loras]"
+)
+@click.pass_context
+def add(ctx: click.Context, /, source: str, folder: Path | None, **given: Any) -> None:
+    """Fetch a LoRA from SOURCE, check it, and write its YAML with the SHA-256.
+
+    SOURCE is an https:// URL, hub:OWNER/REPO/FILE.safetensors@REVISION, or a file of this machine, which stays where it
+    is. Nothing is overwritten.
+
+    \b
+    Example:
+      tenkaigen loras add hub:someone/ink-lora/ink.safetensors@main --name Ink --licence MIT --commercial-use
+      tenkaigen loras add https://example.org/dragon.safetensors --name "Dragon Quest" --alias DQ --match-prompt
+      tenkaigen loras add ./mine.safetensors --name Mine --trigger "in the style of mine" --commercial-use
+    """
+    from tenkaigen_worker.plugin import Lora
+    from tenkaigen_worker.plugin.lora_source import anchored, parse_source
+
+    settings, plugins = _load(ctx)
+    try:
+        source = anchored(_from_page(source), Path.cwd())
+        # Everything but the SHA-256 is checked before anything is fetched.
+        lora = Lora(source=source, sha256="0" * 64, **given)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    file = _place(lora, plugins, folder or _first_folder(settings) / "loras")
+
+    lora, found = run(_fetch(settings, lora, parse_source(source)), if_stopped="Stopped. Run it again to go on.")
+    text = _yaml_of(lora)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("x", encoding="utf-8") as stream:
+        stream.write(text)
+    click.echo(f"{found}\nWrote {file}. Jobs may name it now: --lora {lora.name!r}")
+    if lora.commercial_use is None and settings.loras.licences == "commercial":
+        click.echo("They are refused until it says commercial_use: true, or loras.licences allows unknown.", err=True)
+
+
+@loras.command()
+@click.pass_context
+def verify(ctx: click.Context) -> None:
+    """Read every LoRA file on this machine, and compare it with its SHA-256; exits with 1 when one is wrong.
+
+    \b
+    Example:
+      tenkaigen loras verify
+    """
+    settings, plugins = _load(ctx)
+    problems = 0
+    for name, problem in _verified(plugins.loras, _shelf(settings)):
+        problems += problem is not None
+        click.echo(f"wrong  {name}: {problem}" if problem else f"ok     {name}")
+    ctx.exit(1 if problems else 0)
+
+
+@loras.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.pass_context
+def prune(ctx: click.Context, dry_run: bool) -> None:
+    """Remove files that no LoRA needs any more, and beyond loras.max_bytes those that were not used for longest.
+
+    Files that a running job uses stay.
+
+    \b
+    Example:
+      tenkaigen loras prune --dry-run
+      tenkaigen loras prune
+    """
+    from rich.filesize import decimal
+
+    settings, plugins = _load(ctx)
+    names = {lora.sha256: lora.name for lora in plugins.loras}
+    known = frozenset(names)
+    if plugins.problems:
+        click.echo(
+            "Something is wrong with the plugins ('tenkaigen plugins' says what), so it is not known which files are "
+            "needed: only loras.max_bytes counts.",
+            err=True,
+        )
+    removed = _shelf(settings).make_room(known=None if plugins.problems else known, dry_run=dry_run)
+    for kept in removed:
+        name = names.get(kept.sha256 or "", kept.path.name)
+        click.echo(f"{'would remove' if dry_run else 'removed'}  {name} ({decimal(kept.bytes)})")
+    if not removed:
+        click.echo("Nothing to remove.")
+
+
+def _load(ctx: click.Context) -> tuple[Settings, Plugins]:
+    """Load leniently and quietly: what is wrong with plugins, 'tenkaigen plugins' shows."""
+    from tenkaigen_worker.logs import configure_logging
+    from tenkaigen_worker.plugin.manager import Plugins
+
+    settings = load_settings(ctx).settings
+    configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
+    return settings, Plugins.load(settings.plugins.model_copy(update={"strict": False}))
+
+
+def _shelf(settings: Settings) -> Shelf:
+    from tenkaigen_worker.loras.cache import LoraCache
+
+    return LoraCache.of(settings.loras, settings.state_dir).shelf
+
+
+def _file_of(lora: Lora, shelf: Shelf) -> Path | None:
+    """Where a LoRA's file is on this machine, if it is there."""
+    from tenkaigen_worker.plugin.lora_source import LocalFile, parse_source
+
+    source = parse_source(lora.source)
+    file = source.path if isinstance(source, LocalFile) else shelf.file(lora.sha256)
+    return file if file.is_file() else None
+
+
+def _commercial(lora: Lora) -> str:
+    return {True: "yes", False: "no", None: "unknown"}[lora.commercial_use]
+
+
+def _from_page(source: str) -> str:
+    """Take the address of a file's page on the hub as the file itself, which needs no token in a URL."""
+    page = _HUB_PAGE.fullmatch(source)
+    return f"hub:{page[1]}/{page[3]}@{page[2]}" if page else source
+
+
+def _first_folder(settings: Settings) -> Path:
+    return next((path for path in settings.plugins.paths if not path.is_file()), Path("plugins"))
+
+
+def _place(lora: Lora, plugins: Plugins, folder: Path) -> Path:
+    """Find the place for a new LoRA's YAML; raises ``PluginError`` when place or name is taken."""
+    from tenkaigen_worker.errors import PluginError
+
+    for name in (lora.name, *lora.aliases):
+        if holder := plugins.loras.find(name):
+            raise PluginError(f"{holder.origin} already has a LoRA called {name!r}: choose another name")
+    words = re.sub(r"[\W_]+", "_", lora.name.casefold()).strip("_")
+    file = folder / f"{words}.yaml"
+    if file.exists():
+        raise PluginError(f"{file} exists already, and nothing is overwritten: remove it, or choose another name")
+    return file
+
+
+async def _fetch(settings: Settings, lora: Lora, source: Source) -> tuple[Lora, str]:
+    """Make the file present and check it; answer the LoRA with its SHA-256, and what was found in words."""
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from tenkaigen_worker.errors import JobError, PluginError
+    from tenkaigen_worker.loras.cache import LoraCache
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(lora.name, total=None)
+        cache = LoraCache.of(
+            settings.loras,
+            settings.state_dir,
+            progress=lambda _, done, total: bar.update(task, completed=done, total=total),
+        )
+        try:
+            lora, header = await _checked(cache, lora, source)
+        except JobError as error:
+            raise PluginError(str(error)) from error
+        finally:
+            await cache.close()
+    ranks = sorted(set(header.ranks.values()))
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    return lora, f"{lora.name}: {decimal(header.bytes)}, layers: {len(header.ranks)}, {rank}, {header.dtype}"
+
+
+async def _checked(cache: LoraCache, lora: Lora, source: Source) -> tuple[Lora, LoraHeader]:
+    """Fetch and check a file; one that is no LoRA for its model does not stay in the cache."""
+    from tenkaigen_worker.errors import InputError, PluginError
+    from tenkaigen_worker.loras.cache import check_file, sha256_of
+    from tenkaigen_worker.plugin.lora_source import HubFile, LocalFile
+
+    if isinstance(source, LocalFile):
+        header = check_file(lora.name, source.path, lora.base_model)
+        try:
+            return replace(lora, sha256=sha256_of(source.path)), header
+        except OSError as error:
+            raise PluginError(f"{source.path}: {error.strerror or error}") from None
+    fetched = await cache.fetch(lora.name, source)
+    try:
+        header = check_file(lora.name, fetched.path, lora.base_model)
+    except InputError:
+        cache.shelf.remove(fetched.path)
+        raise
+    if isinstance(source, HubFile) and fetched.commit:
+        lora = replace(lora, source=str(replace(source, revision=fetched.commit)))  # a branch moves, a commit does not
+    return replace(lora, sha256=fetched.sha256), header
+
+
+def _yaml_of(lora: Lora) -> str:
+    """Write what differs from the defaults, and always the licence."""
+    import yaml
+
+    always = {"name", "source", "sha256", "weight", "base_model", "licence", "commercial_use"}
+    values = {
+        one.name: list(value) if isinstance(value, tuple) else value
+        for one in fields(lora)
+        if one.name != "origin" and ((value := getattr(lora, one.name)) != one.default or one.name in always)
+    }
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000))
+
+
+def _verified(known: Loras, shelf: Shelf) -> Iterator[tuple[str, str | None]]:
+    """Yield what each file is called, and what is wrong with it."""
+    seen = set()
+    for lora in known:
+        if file := _file_of(lora, shelf):
+            seen.add(file)
+            yield lora.name, _problem_of(file, lora.sha256, lora.base_model)
+        elif Path(lora.source).is_absolute():
+            yield lora.name, f"there is no file {lora.source}"
+    for kept in shelf.entries():
+        if kept.sha256 and kept.path not in seen:
+            yield f"{kept.path.name} (no LoRA needs it)", _problem_of(kept.path, kept.sha256, None)
+
+
+def _problem_of(file: Path, sha256: str, base_model: str | None) -> str | None:
+    from tenkaigen_worker.loras.cache import sha256_of
+    from tenkaigen_worker.loras.header import BadFile, read_header, read_structure
+
+    try:
+        status = file.stat()
+        if base_model is None:
+            read_structure(file)
+        else:
+            read_header(file, base_model=base_model)
+        found = sha256_of(file)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # to be looked at is not to be used
+    except BadFile as error:
+        return f"{file}: {error}"
+    except OSError as error:
+        return f"{file}: {error.strerror or error}"
+    return None if found == sha256 else f"{file} has the SHA-256 {found}, and should have {sha256}"
