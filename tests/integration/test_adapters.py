@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from accelerate import cpu_offload, cpu_offload_with_hook
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -167,6 +168,23 @@ def test_what_takes_time_is_said(backend: QwenBackend, tmp_path: Path, caplog: p
     assert "lora" in made.timings_ms
     (line,) = [record for record in caplog.records if getattr(record, "action", "") == "lora_applied"]
     assert line.getMessage().endswith(" ms: Fox at 0.8")
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_offloaded_models_take_loras_and_give_them_back(plain: bytes, tmp_path: Path, offload: str) -> None:
+    """With accelerate's own hooks, as the pipeline places them on a GPU; here the GPU is the CPU."""
+    pipe = build_pipeline()
+    for part in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        if offload == "model":
+            cpu_offload_with_hook(part, "cpu")
+        else:
+            cpu_offload(part, "cpu")
+    backend = QwenBackend(pipe, load_tiny(EngineSettings(backend="tiny")).model, CPU, torch.float32)
+    file = make_lora(tmp_path / "a.safetensors")
+
+    assert draw(backend) == plain
+    assert draw(backend, {file: 1.0}) == draw(load_tiny(EngineSettings(backend="tiny")), {file: 1.0}) != plain
+    assert draw(backend) == plain
 
 
 # Who is refused.
@@ -364,7 +382,7 @@ def hold(backend: QwenBackend, shelf: Shelf, plain: bytes, sequence: list[Any]) 
     assert draw(backend) == plain
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None)
 @given(sequence=st.lists(steps, min_size=1, max_size=3))
 def test_whatever_happens_the_model_is_what_it_was(
     backend: QwenBackend, shelf: Shelf, plain: bytes, sequence: list[Any]

@@ -7,6 +7,8 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from engine import HIT, KEPT, MISS, PEFT, RELOAD
+from engine import figures as engine_figures
 from fairness import FIRST_USER, NEWCOMERS_BACKLOG, Turn, longest_pause, waits
 from overhead import WARM_UP, gaps_ms, steady_rate
 from queue_rounds import Samples, in_turns, keep
@@ -105,6 +107,15 @@ def test_a_claim_on_the_large_table_is_compared_with_the_small_one_of_its_round(
     samples = Samples(claim_small={1: {"tenkaigen": [0.2, 0.6]}}, claim_large={1: {"tenkaigen": large}})
 
     assert judged(samples)["claim, large / small: tenkaigen"] is met
+
+
+@pytest.mark.parametrize(("hit", "met"), [([1.0, 3.0, 1.0], True), ([2.0, 3.0, 9.0], False)])
+def test_what_the_engine_saves_is_compared_with_its_baseline_of_the_same_round(hit: list[float], met: bool) -> None:
+    lines = engine_figures({MISS: [2.0, 2.0, 4.0], HIT: hit, PEFT: [30.0], RELOAD: [20.0]})
+
+    assert {line.name: line.met for line in lines} == {MISS: None, HIT: met, PEFT: None, RELOAD: None}
+    assert lines[2].measured == f"30.00 (30.00 to 30.00) ms = 1.500 x {RELOAD}"
+    assert engine_figures({KEPT: [1.0]})[0].met is None
 
 
 async def test_takes_turns_and_keeps_the_median_of_each_round() -> None:
