@@ -43,6 +43,7 @@ bench: install ## The figures of the README
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/fairness.py
+	$(BIN)/python benchmarks/plugins.py
 	$(PIP) -e ".[bench]"
 	$(BIN)/python benchmarks/queue_speed.py
 
