@@ -44,6 +44,7 @@ bench: install ## The figures of the README
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/fairness.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/plugins.py
 	$(PIP) -e ".[bench]"
 	$(BIN)/python benchmarks/queue_speed.py
 

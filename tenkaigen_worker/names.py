@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 _SEPARATORS = re.compile(r"[\s_-]+")
+_WORDS = re.compile(r"[^\s_-]+")
 
 
 def fold(name: str) -> str:
@@ -26,8 +27,9 @@ def mentioned(text: str, names: Iterable[str]) -> str | None:
     The longest wins, and of several as long the first in the text: ``a line-art fox`` has Line Art, not Art.
     """
     text = text.casefold()
-    kept = [place for place, character in enumerate(text) if not _SEPARATORS.match(character)]
-    folded = "".join(text[place] for place in kept)
+    words = list(_WORDS.finditer(text))
+    kept = [place for word in words for place in range(*word.span())]
+    folded = "".join(word[0] for word in words)
     found = [
         (len(wanted), -start, name)
         for name in names

@@ -20,6 +20,7 @@ from tenkaigen_worker.database.cluster import Cluster
 from tenkaigen_worker.database.connect import connect, open_pool
 from tenkaigen_worker.database.embedded import embedded_binaries
 from tenkaigen_worker.database.migrate import migrate
+from tenkaigen_worker.plugin import manager
 
 # The oldest version we promise; Debian's package is postgresql-15.
 OLDEST = Path("/usr/lib/postgresql/15/bin")
@@ -27,6 +28,12 @@ OLDEST = Path("/usr/lib/postgresql/15/bin")
 TEMPLATE = "tenkaigen_template"
 
 _numbers = count(1)
+
+
+@pytest.fixture(autouse=True)
+def _files_are_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests change files more quickly than people do."""
+    monkeypatch.setattr(manager, "LOOK_AGAIN_SECONDS", 0)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tenkaigen_worker.names import suggest
 from tenkaigen_worker.plugin import hookspecs
 from tenkaigen_worker.plugin.problems import Problem, problem_of
 
-YAML_SUFFIXES = frozenset({".yaml", ".yml"})
+YAML_SUFFIXES = (".yaml", ".yml")
 
 # What YAML files may be, which is the name of their folder.
 STYLES, TEMPLATES, LORAS = KINDS = ("styles", "templates", "loras")
@@ -66,20 +66,23 @@ def yaml_files(sources: Sequence[Path], kind: str) -> dict[str, os.stat_result |
 
 def python_files(sources: Sequence[Path]) -> list[Path]:
     """List the Python files of folders (at the top) and single files, each file once."""
-    return list(map(Path, _each_once([file for source in sources for file in _files(source, frozenset({".py"}))])))
+    return list(map(Path, _each_once([file for source in sources for file in _files(source, (".py",))])))
 
 
-def _files(source: Path, suffixes: frozenset[str]) -> list[str]:
+def _files(source: Path, suffixes: tuple[str, ...]) -> list[str]:
     """List a folder, or the single file itself. Names that begin with ``.`` or ``_`` are nobody's plugin."""
     if source.suffix in suffixes and source.is_file():
         return [str(source)]
     try:
         with os.scandir(source) as entries:
-            names = [entry.name for entry in entries if entry.name[0] not in "._" and not entry.is_dir()]
+            names = [
+                entry.name
+                for entry in entries
+                if entry.name.endswith(suffixes) and entry.name[0] not in "._" and not entry.is_dir()
+            ]
     except OSError:  # no folder, which is fine for styles/, or one that source_problems reports
         return []
-    folder = str(source)
-    return [os.path.join(folder, name) for name in sorted(names) if os.path.splitext(name)[1] in suffixes]
+    return [f"{source}{os.sep}{name}" for name in sorted(names)] if source.name else sorted(names)
 
 
 def _each_once(files: Sequence[str]) -> dict[str, os.stat_result | None]:

@@ -4,9 +4,9 @@ A plugin is a module with functions of these names, each marked ``@hookimpl``; i
 does not need. Plugins are called in the order they were loaded, each with what the one before it answered.
 
 ``register_styles`` and ``register_loras`` are called once, at load. The others are called for every job, some at the
-same time for several jobs: a plain function in a thread of its own, an ``async`` one on the event loop, both with a
-time limit (``plugins.hook_timeout_seconds``). Raising, or passing the limit, fails this attempt of the job with the
-plugin's name; the job is tried again.
+same time for several jobs: a plain function in a thread, an ``async`` one on the event loop, both with a time limit
+(``plugins.hook_timeout_seconds``). Raising, or passing the limit, fails this attempt of the job with the plugin's name;
+the job is tried again.
 """
 
 from __future__ import annotations

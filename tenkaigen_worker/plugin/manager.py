@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 from pluggy import HookImpl
@@ -15,8 +16,9 @@ from tenkaigen_worker.config import PluginSettings
 from tenkaigen_worker.errors import Code, InfrastructureError, InputError, PluginError
 from tenkaigen_worker.names import fold, mentioned
 from tenkaigen_worker.plugin import hookspecs
-from tenkaigen_worker.plugin.calls import Caller, HookFailed
+from tenkaigen_worker.plugin.calls import Caller, Chain, HookFailed, HookRefused
 from tenkaigen_worker.plugin.catalog import Catalog
+from tenkaigen_worker.plugin.chains import PROMPTS, images, news
 from tenkaigen_worker.plugin.discovery import (
     HOOKS,
     LORAS,
@@ -31,11 +33,11 @@ from tenkaigen_worker.plugin.discovery import (
 from tenkaigen_worker.plugin.lora_files import LoraFiles
 from tenkaigen_worker.plugin.lora_source import anchored
 from tenkaigen_worker.plugin.loras import Loras
-from tenkaigen_worker.plugin.problems import Problem, describe_error, problem_of
+from tenkaigen_worker.plugin.problems import Problem, problem_of
 from tenkaigen_worker.plugin.shelf import Shelf
 from tenkaigen_worker.plugin.style_files import StyleFiles
 from tenkaigen_worker.plugin.template_files import read_template
-from tenkaigen_worker.plugin.types import AUTO, FinishedJob, Lora, PictureInfo, Prompt, Refused, Style, Template
+from tenkaigen_worker.plugin.types import AUTO, FinishedJob, Lora, PictureInfo, Prompt, Style, Template
 from tenkaigen_worker.resources import shipped
 
 if TYPE_CHECKING:
@@ -43,9 +45,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tenkaigen.plugin")
 
+T = TypeVar("T")
+
 STANDARD = "Standard"
 BUILT_IN = "built-in"
 BUILT_IN_LORAS = "built-in LoRAs"
+
+# One job asks for styles and templates several times; it need not look at all files each time.
+LOOK_AGAIN_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ class Plugins:
     """
 
     def __init__(self, settings: PluginSettings, found: Iterable[Found] | None = None) -> None:
+        self._looked = monotonic()
         own = shipped("plugins")
         sources = (own, *settings.paths)
         self._style_files = StyleFiles(lambda: yaml_files(sources, STYLES))
@@ -183,6 +191,9 @@ class Plugins:
 
     def refresh(self) -> None:
         """Read YAML files that changed. A broken edit is reported, and the last good version stays in force."""
+        if monotonic() - self._looked < LOOK_AGAIN_SECONDS:
+            return
+        self._looked = monotonic()
         before = set(self.problems)
         loras = self._lora_files.refresh()
         if loras:
@@ -204,53 +215,40 @@ class Plugins:
         Raises ``InputError`` with code ``refused`` when one refuses them, ``InfrastructureError`` with code
         ``plugin_failed`` when one fails.
         """
-        for implementation in self._chains["transform_prompt"]:
-            answer = await self._ask(implementation, prompt=prompt)
-            if isinstance(answer, Prompt):
-                prompt = answer
-            elif answer is not None:
-                self._fail(implementation, f"it answered {type(answer).__name__}, not a Prompt or None")
-        return prompt
+        return await self._ask("transform_prompt", prompt, PROMPTS)
 
     async def process_image(self, image: Image, info: PictureInfo) -> Image:
         """Let every plugin change a finished picture; raises as :meth:`transform_prompt` does."""
-        for implementation in self._chains["process_image"]:
-            answer = await self._ask(implementation, image=image, info=info)
-            if answer is not None and not _is_image(answer):
-                self._fail(implementation, f"it answered {type(answer).__name__}, not a PIL image or None")
-            image = image if answer is None else answer
-        return image
+        return await self._ask("process_image", image, images(info))
 
     async def job_finished(self, job: FinishedJob) -> list[str]:
         """Tell every plugin. What goes wrong is logged, answered in words, and goes no further."""
-        failures = []
-        for implementation in self._chains["job_finished"]:
+        failures: list[str] = []
+        waiting = self._chains["job_finished"]
+        while waiting:
             try:
-                await self._caller.call(implementation, job=job)
-            except Refused as refusal:
-                failures.append(self._log_failure(implementation, describe_error(refusal), refusal))
+                await self._caller.call(waiting, None, news(job))
+                break
             except HookFailed as failure:
-                failures.append(self._log_failure(implementation, str(failure), failure.__cause__))
+                failures.append(self._log_failure(failure))
+                waiting = waiting[waiting.index(failure.implementation) + 1 :]
         return failures
 
-    async def _ask(self, implementation: HookImpl, **arguments: Any) -> Any:
+    async def _ask(self, hook: str, value: T, chain: Chain[T]) -> T:
         try:
-            return await self._caller.call(implementation, **arguments)
-        except Refused as refusal:
-            text = str(refusal) or f"The plugin {self._name_of(implementation)} refused this request."
-            raise InputError(text, code=Code.REFUSED) from refusal
+            return await self._caller.call(self._chains[hook], value, chain)
+        except HookRefused as refusal:
+            text = str(refusal.__cause__) or f"The plugin {self._name_of(refusal.implementation)} refused this request."
+            raise InputError(text, code=Code.REFUSED) from refusal.__cause__
         except HookFailed as failure:
-            self._fail(implementation, str(failure), failure.__cause__)
+            raise InfrastructureError(Code.PLUGIN_FAILED, self._log_failure(failure)) from failure.__cause__
 
-    def _fail(self, implementation: HookImpl, why: str, cause: BaseException | None = None) -> NoReturn:
-        """End the job's attempt."""
-        raise InfrastructureError(Code.PLUGIN_FAILED, self._log_failure(implementation, why, cause)) from cause
-
-    def _log_failure(self, implementation: HookImpl, why: str, cause: BaseException | None) -> str:
+    def _log_failure(self, failure: HookFailed) -> str:
         """Log what failed, and answer it in words for users: these have the plugin's name, not its place on disk."""
-        text = f"The plugin {self._name_of(implementation)} failed in {implementation.function.__name__}: {why}"
+        implementation = failure.implementation
+        text = f"The plugin {self._name_of(implementation)} failed in {implementation.function.__name__}: {failure}"
         extra = {"action": "plugin_failed", "plugin": implementation.plugin_name}
-        log.error("%s", text, exc_info=cause, extra=extra)
+        log.error("%s", text, exc_info=failure.__cause__, extra=extra)
         return text
 
     def _name_of(self, implementation: HookImpl) -> str:
@@ -340,9 +338,3 @@ def _log_problems(problems: Iterable[Problem]) -> None:
     for problem in problems:
         extra = {"action": "plugin_problem", "file": problem.file, "line": problem.line}
         log.warning("Plugin problem: %s", problem, extra=extra)
-
-
-def _is_image(value: object) -> bool:
-    from PIL.Image import Image
-
-    return isinstance(value, Image)

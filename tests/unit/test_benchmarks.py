@@ -16,6 +16,8 @@ from queue_speed import figures, installed
 from queue_systems import OURS, SYSTEMS, Procrastinate
 from report import Figure, Spread, percentile, publish
 
+import plugins
+
 
 def test_a_spread_is_the_median_and_the_extremes() -> None:
     spread = Spread.of([0.9, 1.25, 1.0])
@@ -143,3 +145,15 @@ def test_says_how_to_install_a_queue_that_is_missing(
     said = capsys.readouterr().err
     assert "procrastinate" in said
     assert "pip install -c config/constraints.txt -e '.[bench]'" in said
+
+
+async def test_the_plugin_layer_is_measured_as_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "WARM_UP", 1)
+
+    loaded = plugins.load(tmp_path)
+    times = await plugins.measure(loaded, 2)
+
+    assert len(loaded.styles) == 100
+    assert sum(bool(plugin.hooks) for plugin in loaded.describe() if plugin.origin != "built-in") == 20
+    assert {len(measured) for measured in times.values()} == {2}
+    assert max(times["the prompt"]) < max(times["all of it"])

@@ -305,6 +305,16 @@ def test_a_style_of_a_python_plugin_knows_its_file(bare: Path) -> None:
     assert load(bare).style("neon").origin == str(file)
 
 
+def test_files_are_not_looked_at_again_at_once(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins = load(bare)
+    (bare / "a.yaml").write_text("name: Neon")
+
+    monkeypatch.setattr(manager_module, "LOOK_AGAIN_SECONDS", 3600)
+    assert plugins.style_names == ("Standard",)
+    monkeypatch.setattr(manager_module, "LOOK_AGAIN_SECONDS", 0)
+    assert plugins.style_names == ("Standard", "Neon")
+
+
 def test_a_name_taken_twice_names_both_origins(bare: Path) -> None:
     (bare / "a.yaml").write_text("name: Neon\ndescription: first")
     (bare / "b.yaml").write_text("name: NEON\ndescription: second")
@@ -493,6 +503,52 @@ async def hook_threads_end() -> None:
         thread.join()
     for _ in range(3):  # the result is delivered, then its callbacks run
         await asyncio.sleep(0)
+
+
+async def test_plain_hooks_that_follow_each_other_share_a_thread_of_their_job(bare: Path) -> None:
+    say = "import threading\n@hookimpl\ndef transform_prompt(prompt):\n    name = str(threading.get_ident())\n"
+    code = say + "    return replace(prompt, text=f'{prompt.text} {name}')\n"
+    for name in ("a.py", "b.py", "d.py"):
+        drop_in(bare, name, code)
+    drop_in(bare, "c.py", "@hookimpl\nasync def transform_prompt(prompt): return None\n")
+    plugins = load(bare)
+
+    idents = (await plugins.transform_prompt(replace(PROMPT, text=""))).text.split()
+
+    assert idents[0] == idents[1]
+    assert str(threading.get_ident()) not in idents
+
+
+async def test_each_hook_in_a_thread_has_its_own_limit_and_after_it_no_more_are_called(bare: Path) -> None:
+    drop_in(bare, "a.py", appender("a"))
+    file = drop_in(bare, "slow.py", HANGS)
+    called = bare / "called"
+    drop_in(
+        bare,
+        "z.py",
+        f"from pathlib import Path\n@hookimpl\ndef transform_prompt(prompt): Path({str(called)!r}).touch()\n",
+    )
+    with pytest.raises(InfrastructureError, match=r"The plugin slow\.py failed .* took more than 0\.01 s"):
+        await load(bare, timeout=0.01).transform_prompt(HANG)
+
+    imported(file).may_end.set()
+    await hook_threads_end()
+    assert not called.exists()
+
+
+async def test_all_are_told_of_a_finished_job_though_one_of_them_hangs(bare: Path) -> None:
+    code = "import threading\nmay_end = threading.Event()\n@hookimpl\ndef job_finished(job): may_end.wait()\n"
+    file = drop_in(bare, "a.py", code)
+    told = bare / "told"
+    drop_in(bare, "b.py", f"from pathlib import Path\n@hookimpl\ndef job_finished(job): Path({str(told)!r}).touch()\n")
+    plugins = load(bare, timeout=0.05)
+
+    (failure,) = await plugins.job_finished(JOB)
+
+    assert "The plugin a.py failed in job_finished: it took more than 0.05 s" in failure
+    assert told.exists()
+    imported(file).may_end.set()
+    await hook_threads_end()
 
 
 async def test_an_async_hook_that_hangs_is_canceled(bare: Path) -> None:
