@@ -235,6 +235,12 @@ async def test_a_server_that_is_away(make_cache: MakeCache, unused_tcp_port: int
         await held(make_cache(), lora_of(gone))
 
 
+@pytest.mark.parametrize("url", ["https://a..b/x", "https://x.y:99999/z", f"https://{'a' * 70}.b/z"])
+async def test_an_address_that_is_none(make_cache: MakeCache, url: str) -> None:
+    with pytest.raises((InputError, ValueError), match=r"this is no|no address"):
+        await held(make_cache(), Lora("Style", url, "0" * 64, base_model="tiny"))
+
+
 async def test_a_server_may_ask_for_patience() -> None:
     def wait(error: Exception, attempt: int) -> float:
         state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
