@@ -129,6 +129,8 @@ class Download:
                     return
                 self.progress(self.partial.size, total)
                 await self._receive(response, total)
+        except (aiohttp.InvalidURL, ValueError) as error:
+            raise unusable(self.name, f"{self.source}: this is no address: {error}") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise failed(self.name, f"{self.source}: {error}") from error
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:

@@ -125,7 +125,7 @@ class Shelf:
         if not self.remove(kept.path):
             return False
         extra = {"action": "lora_removed", "file": kept.path.name, "bytes": kept.bytes}
-        log.info("Removed the LoRA file %s, which was not used for longest", kept.path.name, extra=extra)
+        log.info("Removed the LoRA file %s", kept.path.name, extra=extra)
         return True
 
 

@@ -74,6 +74,8 @@ def anchored(text: str, folder: Path) -> str:
 
 def check_url(url: str) -> None:
     """Refuse what is not https; http may lead to this machine only. Raises ``ValueError``."""
+    if any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise ValueError("this is no URL: it has a space in it, or what cannot be printed")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

@@ -100,7 +100,7 @@ def _conflict(lora: Lora, name: str, holder: Lora) -> Problem:
 
 def _plain(text: str) -> str:
     """Make texts comparable that are written with other letters: composed or not, small or capital."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return unicodedata.normalize("NFC", text.casefold())
 
 
 def _whole_words(name: str) -> re.Pattern[str]:

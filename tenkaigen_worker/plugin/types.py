@@ -113,6 +113,8 @@ class Lora:
     origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.aliases, str) or isinstance(self.trigger_words, str):
+            raise ValueError("a LoRA's aliases and trigger_words are tuples of texts, such as ('one', 'two')")
         for name in (self.name, *self.aliases):
             check_name(name)
         for words in self.trigger_words:

@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,11 +19,12 @@ from tenkaigen_worker.cli import cli
 from tenkaigen_worker.errors import PluginError
 from tenkaigen_worker.plugin.lora_files import read_lora
 from tests.unit.lora_bytes import lora_bytes
-from tests.unit.lora_server import serving, status
+from tests.unit.lora_server import LoraServer, serving, status
 
 CONTENT = lora_bytes(into=3072, out=3072)
 SHA = hashlib.sha256(CONTENT).hexdigest()
 
+T = TypeVar("T")
 Run = Callable[..., Result]
 
 
@@ -175,28 +178,50 @@ def test_prune_keeps_what_a_broken_file_may_need(run: Run, tmp_path: Path) -> No
     assert kept.exists()
 
 
-async def test_a_url_and_a_file_of_the_hub_are_fetched(tmp_path: Path) -> None:
-    commit = "c" * 40
-    async with serving(CONTENT) as store, serving(b"", status(302, Location=store.url, X_Repo_Commit=commit)) as hub:
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LoraServer]]:
+    """What starts servers beside the test, since a command has an event loop of its own."""
+    monkeypatch.setenv("no_proxy", "*")
+    loop, stack = asyncio.new_event_loop(), AsyncExitStack()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
 
-        async def add(*arguments: str) -> tuple[int | None, str]:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tenkaigen_worker", "loras", "add", *arguments,
-                cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, "HF_ENDPOINT": hub.origin, "no_proxy": "*"},
-            )  # fmt: skip
-            out, _ = await process.communicate()
-            return process.returncode, out.decode()
+    def await_there(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
 
-        (first, said), (second, said_too), (third, refused) = await asyncio.gather(
-            add(store.url, "--name", "Web", "--commercial-use"),
-            add("https://huggingface.co/a/b/blob/main/c.safetensors", "--name", "Hub", "--commercial-use"),
-            add(f"{store.origin}/other", "--name", "Small", "--base-model", "tiny", "--folder", "elsewhere"),
-        )
+    yield lambda content, *script: await_there(stack.enter_async_context(serving(content, *script)))
+    await_there(stack.aclose())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
-    assert (first, second, third) == (0, 0, 0), said + said_too + refused
-    folder = tmp_path / "plugins" / "loras"
-    assert read_lora(folder / "web.yaml").source == store.url
-    assert read_lora(folder / "hub.yaml").source == f"hub:a/b/c.safetensors@{commit}"
-    assert read_lora(tmp_path / "elsewhere" / "small.yaml").base_model == "tiny"
+
+def test_a_url_is_fetched(run: Run, serve: Callable[..., LoraServer], tmp_path: Path) -> None:
+    store = serve(CONTENT)
+    result = run("add", store.url, "--name", "Web", "--folder", "elsewhere")
+
+    assert result.exit_code == 0, result.output
+    made = read_lora(tmp_path / "elsewhere" / "web.yaml")
+    assert (made.source, made.sha256) == (store.url, SHA)
     assert [path.name for path in (tmp_path / ".tenkaigen" / "loras").iterdir()] == [f"{SHA}.safetensors"]
+
+
+def test_a_page_of_the_hub_is_its_file_at_the_commit_of_today(
+    run: Run, serve: Callable[..., LoraServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, commit = serve(CONTENT), "c" * 40
+    hub = serve(b"", status(302, Location=store.url, X_Repo_Commit=commit))
+    monkeypatch.setenv("HF_ENDPOINT", hub.origin)
+
+    assert run("add", "https://huggingface.co/a/b/blob/main/c.safetensors", "--name", "Hub").exit_code == 0
+    assert hub.seen[0].path == "/a/b/resolve/main/c.safetensors"
+    assert read_lora(tmp_path / "plugins" / "loras" / "hub.yaml").source == f"hub:a/b/c.safetensors@{commit}"
+
+
+def test_what_was_fetched_and_does_not_fit_is_not_kept(
+    run: Run, serve: Callable[..., LoraServer], tmp_path: Path
+) -> None:
+    result = run("add", serve(lora_bytes()).url, "--name", "Web")
+    assert "another model's" in str(result.exception)
+    assert list((tmp_path / ".tenkaigen" / "loras").iterdir()) == []
+    assert not (tmp_path / "plugins").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -14,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tenacity
 from aiohttp import web
 from yarl import URL
 
 from tenkaigen_worker.errors import Code, InfrastructureError, InputError
 from tenkaigen_worker.loras.cache import LoraCache
-from tenkaigen_worker.loras.download import ATTEMPTS, Hub, wait_for_it
+from tenkaigen_worker.loras.download import ATTEMPTS, Hub, MayPass, wait_for_it
 from tenkaigen_worker.loras.partial import Partial
-from tenkaigen_worker.loras.shelf import Shelf
+from tenkaigen_worker.loras.shelf import Shelf, lock
 from tenkaigen_worker.plugin import Lora
 from tests.unit.lora_bytes import lora_bytes
 from tests.unit.lora_server import (
@@ -233,11 +235,13 @@ async def test_a_server_that_is_away(make_cache: MakeCache, unused_tcp_port: int
         await held(make_cache(), lora_of(gone))
 
 
+@pytest.mark.parametrize("url", ["https://a..b/x", "https://x.y:99999/z", f"https://{'a' * 70}.b/z"])
+async def test_an_address_that_is_none(make_cache: MakeCache, url: str) -> None:
+    with pytest.raises((InputError, ValueError), match=r"this is no|no address"):
+        await held(make_cache(), Lora("Style", url, "0" * 64, base_model="tiny"))
+
+
 async def test_a_server_may_ask_for_patience() -> None:
-    import tenacity
-
-    from tenkaigen_worker.loras.download import MayPass
-
     def wait(error: Exception, attempt: int) -> float:
         state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
         state.attempt_number = attempt
@@ -250,12 +254,20 @@ async def test_a_server_may_ask_for_patience() -> None:
     assert wait(MayPass("cut"), 9) == 30
 
 
-@pytest.mark.parametrize("length", [None, -1])
-async def test_a_file_beyond_the_limit_is_not_fetched(serve: Serve, make_cache: MakeCache, length: int | None) -> None:
+@pytest.mark.parametrize(
+    ("length", "says"),
+    [
+        (None, f"it has {len(CONTENT)} bytes, and loras.max_file_bytes is {HALF}"),
+        (-1, "more than loras.max_file_bytes"),
+    ],
+)
+async def test_a_file_beyond_the_limit_is_not_fetched(
+    serve: Serve, make_cache: MakeCache, length: int | None, says: str
+) -> None:
     server = await serve(instead(CONTENT, length=length))
     cache = make_cache(max_file_bytes=HALF)
 
-    with pytest.raises(InputError, match=r"loras.max_file_bytes"):
+    with pytest.raises(InputError, match=says):
         await held(cache, lora_of(server))
     assert names(cache) == set()
 
@@ -263,8 +275,12 @@ async def test_a_file_beyond_the_limit_is_not_fetched(serve: Serve, make_cache: 
 async def test_a_full_disk_is_said_and_left_tidy(
     serve: Serve, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write = os.pwrite
+
+    def full(handle: int, data: bytes, at: int) -> int:
+        if at > 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, data[:1000], at)
 
     server, cache = await serve(), make_cache()
     monkeypatch.setattr(os, "pwrite", full)
@@ -357,7 +373,7 @@ async def test_two_processes_share_one_download(serve: Serve, make_cache: MakeCa
 import asyncio, logging, sys
 from pathlib import Path
 from tenkaigen_worker.loras.cache import LoraCache
-from tenkaigen_worker.loras.shelf import Shelf
+from tenkaigen_worker.loras.shelf import Shelf, lock
 from tenkaigen_worker.plugin import Lora
 
 async def main(folder, url, sha256):
@@ -392,7 +408,10 @@ asyncio.run(main(*sys.argv[1:]))
 # The limit of the folder
 
 
-async def test_what_was_not_used_for_longest_goes_first(serve: Serve, make_cache: MakeCache) -> None:
+@pytest.mark.parametrize("length", [None, -1], ids=["before it comes", "when its size is known"])
+async def test_what_was_not_used_for_longest_goes_first(
+    serve: Serve, make_cache: MakeCache, length: int | None
+) -> None:
     contents = [lora_bytes(fill) for fill in range(4)]
     servers = [await serve(content=content) for content in contents]
     loras = [lora_of(server, content) for server, content in zip(servers, contents, strict=True)]
@@ -400,6 +419,7 @@ async def test_what_was_not_used_for_longest_goes_first(serve: Serve, make_cache
     for lora in (*loras[:3], loras[0]):
         await held(cache, lora)
 
+    servers[3].script.append(instead(contents[3], length=length))
     await held(cache, loras[3])
 
     assert names(cache) == {f"{loras[number].sha256}.safetensors" for number in (0, 2, 3)}
@@ -419,6 +439,20 @@ async def test_nothing_that_is_in_use_is_removed(
 
     others.shelf.make_room()
     assert names(cache) == set()
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(CONTENT)
+    flock = fcntl.flock
+
+    def just_too_late(handle: int, kind: int) -> None:
+        file.unlink(missing_ok=True)
+        file.write_bytes(OTHER)
+        flock(handle, kind)
+
+    monkeypatch.setattr(fcntl, "flock", just_too_late)
+    assert lock(file, os.O_RDONLY, fcntl.LOCK_SH) is None
 
 
 # The hub

@@ -78,6 +78,8 @@ def test_a_relative_path_starts_at_the_file(tmp_path: Path) -> None:
         (LEAST.replace("ink.safetensors", "ink.bin"), 2, "ink.bin does not end with .safetensors"),
         (LEAST.replace("ink.safetensors", "http://x.y/z"), 2, "a URL must begin with https://"),
         (LEAST.replace("ink.safetensors", "https://me:secret@x.y/z"), 2, "is a secret"),
+        (LEAST.replace("ink.safetensors", "https://x.y /z"), 2, "this is no URL: it has a space in it"),
+        (LEAST.replace("ink.safetensors", "https://x.y:port/z"), 2, "this is no URL: Port could not be cast"),
         (LEAST.replace("ink.safetensors", "hub:a/b.safetensors"), 2, "hub:OWNER/REPO/FILE.safetensors@REVISION"),
         (LEAST.replace("ink.safetensors", "hub:a/b/../c.safetensors@x"), 2, "hub:OWNER/REPO/FILE.safetensors@REVISION"),
         (LEAST.replace("ink.safetensors", "''"), 2, "a LoRA's source is hub:"),
@@ -106,7 +108,14 @@ def test_sources() -> None:
 
 
 def test_a_lora_made_in_python_keeps_the_same_rules() -> None:
-    for wrong in ({"name": "-"}, {"source": "a.bin"}, {"sha256": "A" * 64}, {"weight": -5}, {"aliases": ("",)}):
+    for wrong in (
+        {"name": "-"},
+        {"source": "a.bin"},
+        {"sha256": "A" * 64},
+        {"weight": -5},
+        {"aliases": ("",)},
+        {"aliases": "a"},
+    ):
         with pytest.raises(ValueError, match=r"name|weight|sha256|safetensors"):
             replace(lora("Ink"), **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="from -4 to 4"):
