@@ -32,6 +32,8 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Size = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
 Text = Annotated[str, Field(min_length=1)]
+Steps = Annotated[int, Field(ge=1, le=100)]
+GuidanceScale = Annotated[float, Field(ge=1, le=20)]
 
 # Sections are strict (`yes` is no number of seconds); these two are what YAML has no type of its own for.
 FilePath = Annotated[Path, Field(strict=False)]
@@ -121,17 +123,44 @@ class EngineSettings(Section):
 
 
 class ModeSettings(Section):
-    """A named way to run the model."""
+    """A named way to run the model, and the bounds of what its jobs may ask for.
 
-    steps: Annotated[int, Field(ge=1, le=100)]
-    guidance_scale: Annotated[float, Field(ge=1, le=20)]
+    ``lora`` is the name of the LoRA that a full model needs for it.
+    """
+
+    steps: Steps
+    guidance_scale: GuidanceScale
+    scheduler: Literal["base", "lightning"] = "base"
+    lora: Text | None = None
+    min_steps: Steps = 1
+    max_steps: Steps = 100
+    max_guidance_scale: GuidanceScale = 20
+
+    @model_validator(mode="after")
+    def _keeps_its_own_bounds(self) -> Self:
+        if not self.min_steps <= self.steps <= self.max_steps:
+            text = f"should be from min_steps ({self.min_steps}) to max_steps ({self.max_steps}), not {self.steps}"
+            raise _disagree(text, "steps", "min_steps", "max_steps")
+        if self.guidance_scale > self.max_guidance_scale:
+            text = f"should be at most max_guidance_scale ({self.max_guidance_scale:g}), not {self.guidance_scale:g}"
+            raise _disagree(text, "guidance_scale", "max_guidance_scale")
+        return self
+
+
+MODES = {
+    "quality": ModeSettings(steps=50, guidance_scale=4.0),
+    "lightning": ModeSettings(steps=4, guidance_scale=1.0, scheduler="lightning", max_steps=8, max_guidance_scale=1.0),
+    "lightning-8": ModeSettings(
+        steps=8, guidance_scale=1.0, scheduler="lightning", max_steps=16, max_guidance_scale=1.0
+    ),
+}
 
 
 class GenerationSettings(Section):
     """What a request gets that does not ask for it. Sizes in pixels; unset means what the engine's model likes."""
 
     default_mode: str = "quality"
-    modes: dict[ModeName, ModeSettings] = {"quality": ModeSettings(steps=50, guidance_scale=4.0)}
+    modes: dict[ModeName, ModeSettings] = MODES
     default_width: Size | None = None
     default_height: Size | None = None
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from tenkaigen_worker.names import find, fold
 
 # The fields of a request whose values are names that some workers have and others lack.
-NAMED = frozenset({"style", "mode"})
+NAMED = frozenset({"style", "mode", "loras", "franchise", "template"})
 # How many jobs before a queued one are counted.
 LINE_AT_MOST = 1000
 
@@ -27,8 +27,9 @@ class WorkerState(StrEnum):
 class Announcement:
     """What one worker says of itself: a row of ``generation_workers``.
 
-    ``styles`` maps a name to its description. The first of ``modes`` is for jobs that ask for none. ``picture_ms`` maps
-    a mode to the milliseconds that the engine needs for a picture, as far as that is known.
+    ``styles`` and ``templates`` map a name to its description, ``loras`` to its aliases. The first of ``modes`` is for
+    jobs that ask for none. ``picture_ms`` maps a mode to the milliseconds that the engine needs for a picture, as far
+    as that is known.
     """
 
     worker_id: str
@@ -41,6 +42,8 @@ class Announcement:
     styles: Mapping[str, str]
     modes: tuple[str, ...]
     picture_ms: Mapping[str, float]
+    loras: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
 
 
 class Workers(Protocol):
@@ -81,7 +84,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What can be asked for: styles with their descriptions, modes, and how fast all this is.
+    """What can be asked for: styles and templates with their descriptions, modes, LoRAs, and how fast all this is.
 
     ``ready`` is how many workers take jobs now. The first mode is the default one.
     """
@@ -90,11 +93,15 @@ class Offer:
     modes: tuple[str, ...]
     picture_ms: Mapping[str, float]
     ready: int
+    loras: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, announcements: Iterable[Announcement]) -> Offer:
         """Join what workers offer. Of names that mean the same, the first spelling counts; of times, the average."""
         styles: dict[str, tuple[str, str]] = {}
+        loras: dict[str, tuple[str, tuple[str, ...]]] = {}
+        templates: dict[str, tuple[str, str]] = {}
         modes: dict[str, str] = {}
         times: dict[str, list[float]] = {}
         ready = 0
@@ -102,12 +109,23 @@ class Offer:
             ready += worker.state is WorkerState.READY
             for name, description in worker.styles.items():
                 styles.setdefault(fold(name), (name, description))
+            for name, aliases in worker.loras.items():
+                loras.setdefault(fold(name), (name, aliases))
+            for name, description in worker.templates.items():
+                templates.setdefault(fold(name), (name, description))
             for mode in worker.modes:
                 modes.setdefault(fold(mode), mode)
             for mode, ms in worker.picture_ms.items():
                 times.setdefault(fold(mode), []).append(ms)
         averages = {name: sum(times[key]) / len(times[key]) for key, name in modes.items() if key in times}
-        return cls(dict(styles.values()), tuple(modes.values()), averages, ready)
+        return cls(
+            dict(styles.values()),
+            tuple(modes.values()),
+            averages,
+            ready,
+            dict(loras.values()),
+            dict(templates.values()),
+        )
 
     def seconds_until_done(self, line: Line) -> int | None:
         """Estimate when a queued job will be done, in seconds from now.

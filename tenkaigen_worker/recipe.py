@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tenkaigen_worker.errors import FieldProblem, InputError
+from tenkaigen_worker.names import find, unknown
 from tenkaigen_worker.plugin.types import PLACEHOLDER, Prompt, Style
 
 if TYPE_CHECKING:  # the engine's process imports this module, and has no use for pydantic
-    from tenkaigen_worker.config import GenerationSettings
+    from tenkaigen_worker.config import GenerationSettings, ModeSettings
+    from tenkaigen_worker.references.resolve import Fitted
     from tenkaigen_worker.request import Request
 
 SIDE_STEP = 16  # pixels; the model's own grid
@@ -19,6 +21,11 @@ MAX_SIDE = 4096
 MAX_PIXELS = 2048 * 2048
 SEEDS = 2**32
 WARM_UP_SIDE = 256
+
+# How much of a reference is drawn anew, unless a request says: without a mask, what diffusers' Qwen-Image pipelines
+# take; with one, all that is white in it.
+DEFAULT_STRENGTH = 0.6
+DEFAULT_STRENGTH_WITH_MASK = 1.0
 
 VERSION = 1
 BASE_SCHEDULER = "base"
@@ -29,8 +36,8 @@ BASE_MODEL = "Qwen/Qwen-Image"
 class Model:
     """What a loaded model is called, and the size in pixels that it likes best.
 
-    ``default_steps`` is set by a model for which the modes' steps make no sense. ``demo`` marks an untrained one.
-    ``base`` is the model whose LoRAs fit this one.
+    ``default_steps`` is set by a model for which more steps make no sense, unless somebody asks for them. ``demo``
+    marks an untrained one. ``base`` is the model whose LoRAs fit this one.
     """
 
     backend: str
@@ -134,19 +141,62 @@ def apply_style(style: Style, text: str, negative: str | None) -> Prompt:
     )
 
 
-def resolve(request: Request, *, prompt: Prompt, generation: GenerationSettings, model: Model, seed: int) -> Recipe:
-    """Settle everything a request left open: its own word counts first, then the settings', then the model's.
+def choose_mode(request: Request, style: Style, generation: GenerationSettings) -> str:
+    """The name of a job's mode: its own, else its style's, else the default one.
 
-    ``prompt`` has been through the style and the plugins. ``seed`` is taken when none was asked for; further pictures
-    get the seeds that follow it. Raises :class:`~tenkaigen_worker.errors.InputError` when one side was asked for that
-    is too long for the other side's default.
+    Raises :class:`~tenkaigen_worker.errors.InputError` when there is no such mode, or when the job asks for steps or
+    guidance beyond the mode's bounds.
     """
     name = request.mode or generation.default_mode
+    if request.mode is None and style.mode is not None:
+        found = find(style.mode, generation.modes)
+        if found is None:
+            text = unknown("mode", style.mode, generation.mode_names)
+            raise InputError.of([FieldProblem("style", f"the style {style.name} cannot be used here: {text}")])
+        name = found
+    if problems := list(_beyond(name, generation.modes[name], request)):
+        raise InputError.of(problems)
+    return name
+
+
+def _beyond(name: str, mode: ModeSettings, request: Request) -> Iterator[FieldProblem]:
+    if request.steps is not None and not mode.min_steps <= request.steps <= mode.max_steps:
+        bounds = f"a whole number from {mode.min_steps} to {mode.max_steps}"
+        yield FieldProblem("steps", f"must be {bounds} in the mode {name}, not {request.steps}")
+    if request.guidance_scale is not None and request.guidance_scale > mode.max_guidance_scale:
+        most = mode.max_guidance_scale
+        bounds = "1" if most == 1 else f"a number from 1 to {most:g}"
+        yield FieldProblem("guidance_scale", f"must be {bounds} in the mode {name}, not {request.guidance_scale:g}")
+
+
+def resolve(
+    request: Request,
+    *,
+    prompt: Prompt,
+    style: Style,
+    generation: GenerationSettings,
+    model: Model,
+    seed: int,
+    loras: Sequence[AppliedLora] = (),
+    given: Fitted | None = None,
+) -> Recipe:
+    """Settle everything a request left open.
+
+    Its own word counts first, then its style's, its mode's, the settings', and the model's; a style's steps and
+    guidance count within the mode's bounds. ``prompt`` has been through the style and the plugins. ``seed`` is taken
+    when none was asked for; further pictures get the seeds that follow it. ``given`` is what the job starts from, which
+    also says its size. Raises :class:`~tenkaigen_worker.errors.InputError` when one side was asked for that is too long
+    for the other side's default, and as :func:`choose_mode` does.
+    """
+    name = choose_mode(request, style, generation)
     mode = generation.modes[name]
-    width = request.width or generation.default_width or model.default_width
-    height = request.height or generation.default_height or model.default_height
-    if width * height > MAX_PIXELS:
-        raise InputError.of([_too_large(request, width, height)])
+    if given:
+        width, height = given.width, given.height
+    else:
+        width = request.width or style.width or generation.default_width or model.default_width
+        height = request.height or style.height or generation.default_height or model.default_height
+        if width * height > MAX_PIXELS:
+            raise InputError.of([_too_large(request, width, height)])
 
     first = seed if request.seed is None else request.seed
     return Recipe(
@@ -156,15 +206,41 @@ def resolve(request: Request, *, prompt: Prompt, generation: GenerationSettings,
         width=width,
         height=height,
         mode=name,
-        steps=request.steps or model.default_steps or mode.steps,
-        guidance_scale=request.guidance_scale or mode.guidance_scale,
-        scheduler=BASE_SCHEDULER,
+        steps=_steps(request, style, mode, model),
+        guidance_scale=_guidance_scale(request, style, mode),
+        scheduler=mode.scheduler,
         seeds=tuple((first + index) % SEEDS for index in range(request.count)),
         backend=model.backend,
         model=model.name,
         revision=model.revision,
+        loras=tuple(loras),
+        reference=given.reference_sha256 if given else None,
+        mask=given.mask_sha256 if given else None,
+        strength=_strength(request, given) if given else None,
         demo=model.demo,
     )
+
+
+def _steps(request: Request, style: Style, mode: ModeSettings, model: Model) -> int:
+    if request.steps is not None:
+        return request.steps
+    if style.steps is not None and mode.min_steps <= style.steps <= mode.max_steps:
+        return style.steps
+    return min(mode.steps, model.default_steps or mode.steps)
+
+
+def _guidance_scale(request: Request, style: Style, mode: ModeSettings) -> float:
+    if request.guidance_scale is not None:
+        return request.guidance_scale
+    if style.guidance_scale is not None and style.guidance_scale <= mode.max_guidance_scale:
+        return style.guidance_scale
+    return mode.guidance_scale
+
+
+def _strength(request: Request, given: Fitted) -> float:
+    if request.strength is not None:
+        return request.strength
+    return DEFAULT_STRENGTH if given.mask is None else DEFAULT_STRENGTH_WITH_MASK
 
 
 def _too_large(request: Request, width: int, height: int) -> FieldProblem:

@@ -13,7 +13,7 @@ from tenkaigen_worker.errors import InputError
 from tenkaigen_worker.names import fold
 from tenkaigen_worker.offers import NAMED, Offer, Workers
 from tenkaigen_worker.plugin.manager import STANDARD, Plugins
-from tenkaigen_worker.request import Request, read_request
+from tenkaigen_worker.request import Names, Request, read_request
 
 # How old an answer about the workers may be, in seconds: not every request asks the database.
 KEPT_SECONDS = 2.0
@@ -56,13 +56,13 @@ class Offers:
         """
         offer = await self.now()
         try:
-            return read_request(fields, styles=offer.styles, modes=offer.modes)
+            return read_request(fields, Names.of(offer))
         except InputError as error:
             if not any(problem.field in NAMED for problem in error.problems):
                 raise
         self._kept_until = -inf
         offer = await self.now()
-        return read_request(fields, styles=offer.styles, modes=offer.modes)
+        return read_request(fields, Names.of(offer))
 
     async def styles(self) -> Mapping[str, str]:
         """Every style with its description: Standard first, the others by name."""
@@ -71,4 +71,5 @@ class Offers:
 
     def _own(self) -> Offer:
         styles = {style.name: style.description for style in self._plugins.styles}
-        return Offer(styles, self._generation.mode_names, picture_ms={}, ready=0)
+        templates = {template.name: template.description for template in self._plugins.templates}
+        return Offer(styles, self._generation.mode_names, {}, 0, self._plugins.loras.aliases, templates)

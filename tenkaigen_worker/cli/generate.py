@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tenkaigen_worker.cli.context import load_settings, run
 from tenkaigen_worker.cli.options import request_options
+from tenkaigen_worker.cli.pictures import files_among, keep_files
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -17,12 +20,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("picture.png"), show_default=True)
 @request_options
 @click.pass_context
 def generate(ctx: click.Context, /, output: Path, **fields: Any) -> None:
-    """Make pictures of PROMPT without a database, and write them as PNG.
+    """Make pictures of PROMPT, or of --template, without a database, and write them as PNG.
 
     With several pictures, their numbers are put before the file's ending.
 
@@ -30,6 +33,8 @@ def generate(ctx: click.Context, /, output: Path, **fields: Any) -> None:
     Example:
       tenkaigen generate "A cyberpunk samurai" --style Anime -o samurai.png
       tenkaigen generate "A phoenix rising" --seed 7 --count 2
+      tenkaigen generate "A dragon" --style line_art --mode lightning --lora Ink:0.8 -o dragon.png
+      tenkaigen generate "A dragon, in ink" --reference dragon.png --strength 0.5 -o inked.png
     """
     from tenkaigen_worker.logs import configure_logging
 
@@ -46,31 +51,42 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
     from tenkaigen_worker.engine.host import EngineProcess
     from tenkaigen_worker.images import encode_png
     from tenkaigen_worker.plugin.manager import Plugins
-    from tenkaigen_worker.worker.prepare import read, resolve_request
+    from tenkaigen_worker.references.uploads import Uploads
+    from tenkaigen_worker.request import read_request
+    from tenkaigen_worker.storage.local import LocalStorage
+    from tenkaigen_worker.worker.prepare import NoJobs, Sources, prepared
     from tenkaigen_worker.worker.publish import post_process
 
     check_writable(output)
-    plugins, generation = Plugins.load(settings.plugins), settings.generation
-    request = read(fields, plugins=plugins, generation=generation)
-    engine = EngineProcess(settings.engine)
-    try:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("Loading the model", total=None)
-            info = await engine.start()
-            recipe = await resolve_request(request, plugins=plugins, generation=generation, model=info.model)
+    plugins = Plugins.load(settings.plugins)
+    files = files_among(fields)
+    async with AsyncExitStack() as stack:
+        # What is given here is nobody's upload: it goes with the command.
+        folder = stack.enter_context(TemporaryDirectory(prefix="tenkaigen-"))
+        storage = LocalStorage(Path(folder), "file:")
+        sources = Sources.of(settings, plugins, storage, NoJobs())
+        stack.push_async_callback(sources.lora_files.close)
+        kept = await keep_files(files, Uploads(storage, settings.references))
+        request = read_request({**fields, **kept}, sources.names)
 
-            def show(step: Step) -> None:
-                text = f"Picture {step.index + 1} of {len(recipe.seeds)}: {step.phase}"
-                progress.update(bar, description=text, completed=step.step, total=step.total)
+        engine = EngineProcess(settings.engine)
+        stack.push_async_callback(engine.stop)
+        progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+        bar = progress.add_task("Loading the model", total=None)
+        info = await engine.start()
+        job = await stack.enter_async_context(prepared(request, sources, info.model))
+        pictures = len(job.recipe.seeds)
 
-            async for picture in engine.generate(recipe, on_step=show):
-                image = await post_process(picture, recipe, plugins)
-                path = _numbered(output, picture.index) if len(recipe.seeds) > 1 else output
-                path.write_bytes(encode_png(image, recipe, seed=picture.seed))
-                progress.console.print(f"Seed {picture.seed}", style="dim", highlight=False)
-                click.echo(path)
-    finally:
-        await engine.stop()
+        def show(step: Step) -> None:
+            text = f"Picture {step.index + 1} of {pictures}: {step.phase}"
+            progress.update(bar, description=text, completed=step.step, total=step.total)
+
+        async for picture in engine.generate(job.recipe, job.inputs, on_step=show):
+            image = await post_process(picture, job.recipe, plugins)
+            path = _numbered(output, picture.index) if pictures > 1 else output
+            path.write_bytes(encode_png(image, job.recipe, seed=picture.seed))
+            progress.console.print(f"Seed {picture.seed}", style="dim", highlight=False)
+            click.echo(path)
     say_if_noise(info.model)
 
 

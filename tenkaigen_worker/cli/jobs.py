@@ -12,6 +12,7 @@ import click
 
 from tenkaigen_worker.cli.context import load_settings, opened, run
 from tenkaigen_worker.cli.options import request_options
+from tenkaigen_worker.cli.pictures import files_among, keep_files
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tenkaigen_worker.storage.local import LocalStorage
 
 APPLICATION = "tenkaigen jobs"
+# Stands for a file while the request is checked; it is uploaded when all is well.
+STAND_IN = "upload:00000000-0000-7000-8000-000000000000"
 
 
 def read_job_id(_ctx: click.Context, _parameter: click.Parameter, text: str) -> UUID:
@@ -53,14 +56,17 @@ def submit(
     \b
     Example:
       tenkaigen submit "A phoenix rising" --style Anime --wait
+      tenkaigen submit "A fox" --reference fox.jpg --strength 0.5
+      tenkaigen submit "A fox" --template sticker --var mood=sleepy
       tenkaigen submit --file prompts.txt --style "Line Art" --output pictures
       echo "A lighthouse in a storm" | tenkaigen submit --file -
     """
-    prompts = _prompts(prompt, file)
+    prompts = _prompts(prompt, file, needed=not fields["template"])
     settings = load_settings(ctx).settings
-    requests = _check(prompts, fields, settings)
+    files = files_among(fields)
+    requests = _check(prompts, {**fields, **dict.fromkeys(files, STAND_IN)}, settings)
     all_well = run(
-        _submit(settings, requests, wait=wait or output is not None, output=output),
+        _submit(settings, requests, files, wait=wait or output is not None, output=output),
         if_stopped="No longer waiting. What is queued goes on; tenkaigen cancel JOB_ID ends a job.",
     )
     ctx.exit(0 if all_well else 1)
@@ -101,8 +107,10 @@ def cancel(ctx: click.Context, job_id: UUID) -> None:
     click.echo(f"{job.id} {job.status}" if job.status in FINAL else f"{job.id} ends as soon as its worker hears of it")
 
 
-def _prompts(prompt: str | None, file: TextIO | None) -> Sequence[tuple[str, str]]:
+def _prompts(prompt: str | None, file: TextIO | None, *, needed: bool) -> Sequence[tuple[str, str]]:
     """Each prompt, after the words that say where it stands."""
+    if prompt is None and file is None and not needed:
+        return [("", "")]
     if (prompt is None) == (file is None):
         raise click.UsageError("Give either a prompt or --file, such as: tenkaigen submit 'A phoenix rising'")
     if file is None:
@@ -121,13 +129,19 @@ def _check(prompts: Sequence[tuple[str, str]], fields: Mapping[str, Any], settin
     """Apply the rules to all of it before anything is queued."""
     from tenkaigen_worker.errors import InputError
     from tenkaigen_worker.plugin.manager import Plugins
-    from tenkaigen_worker.request import read_request
+    from tenkaigen_worker.request import Names, every_spelling, read_request
 
-    styles, modes = Plugins.load(settings.plugins).style_names, settings.generation.modes
+    plugins = Plugins.load(settings.plugins)
+    names = Names(
+        plugins.style_names,
+        settings.generation.mode_names,
+        every_spelling(plugins.loras.aliases),
+        [template.name for template in plugins.templates],
+    )
     requests, problems = [], []
     for where, prompt in prompts:
         try:
-            requests.append(read_request({**fields, "prompt": prompt}, styles=styles, modes=modes))
+            requests.append(read_request({**fields, "prompt": prompt}, names))
         except InputError as error:
             problems += [f"{where}{problem}" for problem in error.problems] or [f"{where}{error}"]
     if problems:
@@ -147,14 +161,19 @@ async def _ask(
     return job
 
 
-async def _submit(settings: Settings, requests: Sequence[Request], *, wait: bool, output: Path | None) -> bool:
+async def _submit(
+    settings: Settings, requests: Sequence[Request], files: Mapping[str, Path], *, wait: bool, output: Path | None
+) -> bool:
     from tenkaigen_worker.database.submissions import Submissions
+    from tenkaigen_worker.references.uploads import Uploads
+    from tenkaigen_worker.storage.factory import make_storage
 
     async with opened(settings, APPLICATION) as pool:
+        kept = await keep_files(files, Uploads(make_storage(settings), settings.references))
         submissions = Submissions(pool)
         jobs = []
         for request in requests:
-            job = await submissions.submit(request.columns())
+            job = await submissions.submit(request.columns() | kept)
             jobs.append(job)
             if not wait:
                 click.echo(job.id)

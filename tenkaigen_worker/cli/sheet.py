@@ -19,7 +19,9 @@ from tenkaigen_worker.engine.base import Step
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.images import XMP, XMP_KEY
 from tenkaigen_worker.plugin.manager import Plugins
-from tenkaigen_worker.worker.prepare import read, resolve_request
+from tenkaigen_worker.request import read_request
+from tenkaigen_worker.storage.factory import make_storage
+from tenkaigen_worker.worker.prepare import NoJobs, Sources, prepared
 from tenkaigen_worker.worker.publish import post_process
 
 PAPER, INK = "white", "#202020"
@@ -33,10 +35,9 @@ async def make_sheet(
     Raises :class:`~tenkaigen_worker.errors.InputError` before the model is loaded when something is wrong with them.
     """
     check_writable(output)
-    plugins, generation = Plugins.load(settings.plugins), settings.generation
-    requests = [
-        read({**fields, "style": name}, plugins=plugins, generation=generation) for name in names or plugins.style_names
-    ]
+    plugins = Plugins.load(settings.plugins)
+    sources = Sources.of(settings, plugins, make_storage(settings), NoJobs())
+    requests = [read_request({**fields, "style": name}, sources.names) for name in names or plugins.style_names]
     pictures: list[tuple[str, Image.Image]] = []
     engine = EngineProcess(settings.engine)
     try:
@@ -44,16 +45,18 @@ async def make_sheet(
             bar = progress.add_task("Loading the model", total=None)
             info = await engine.start()
             for number, request in enumerate(requests):
-                recipe = await resolve_request(request, plugins=plugins, generation=generation, model=info.model)
-                text = f"{recipe.style}, {number + 1} of {len(requests)}"
+                async with prepared(request, sources, info.model) as job:
+                    style = job.recipe.style
+                    text = f"{style}, {number + 1} of {len(requests)}"
 
-                def show(step: Step, text: str = text, done: int = number) -> None:
-                    part = step.step / step.total if step.phase == "denoise" else step.phase == "decode"
-                    progress.update(bar, description=text, completed=done + part, total=len(requests))
+                    def show(step: Step, text: str = text, done: int = number) -> None:
+                        part = step.step / step.total if step.phase == "denoise" else step.phase == "decode"
+                        progress.update(bar, description=text, completed=done + part, total=len(requests))
 
-                async for picture in engine.generate(recipe, on_step=show):
-                    pictures.append((recipe.style, await post_process(picture, recipe, plugins)))
+                    async for picture in engine.generate(job.recipe, job.inputs, on_step=show):
+                        pictures.append((style, await post_process(picture, job.recipe, plugins)))
     finally:
+        await sources.lora_files.close()
         await engine.stop()
 
     side = requests[0].width or info.model.default_width

@@ -60,6 +60,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
     from tenkaigen_worker.storage.factory import make_storage
     from tenkaigen_worker.worker.announce import Announcer
     from tenkaigen_worker.worker.health import health_endpoint
+    from tenkaigen_worker.worker.prepare import Sources
     from tenkaigen_worker.worker.spool import Spool
     from tenkaigen_worker.worker.tools import Tools
     from tenkaigen_worker.worker.worker import Worker
@@ -79,7 +80,10 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
         engine = EngineProcess(settings.engine)
         stack.push_async_callback(engine.stop)
         queue = PostgresQueue(pool, worker_id, settings.worker.lease_seconds)
-        tools = Tools(queue, engine, storage, spool, plugins, settings.generation, Metrics(), PostgresWorkers(pool))
+        sources = Sources.of(settings, plugins, storage, queue)
+        stack.push_async_callback(sources.lora_files.close)
+        sources.references.sweep()
+        tools = Tools(queue, engine, storage, spool, sources, Metrics(), PostgresWorkers(pool))
 
         worker = Worker(tools, settings.worker, drain=drain)
 

@@ -34,6 +34,8 @@ class PostgresWorkers:
                 dict(announcement.styles),
                 list(announcement.modes),
                 dict(announcement.picture_ms),
+                dict(announcement.loras),
+                dict(announcement.templates),
             )
             await self._pool.execute(QUERIES["forget"])
 
@@ -58,6 +60,8 @@ class PostgresWorkers:
                 styles=row["styles"],
                 modes=tuple(row["modes"]),
                 picture_ms=row["picture_ms"],
+                loras={name: tuple(aliases) for name, aliases in row["loras"].items()},
+                templates=row["templates"],
             )
             for row in rows
         ]

@@ -2,13 +2,17 @@
 
 -- name: announce
 -- Primary key.
-INSERT INTO generation_workers (id, host, version, backend, model, demo, state, styles, modes, picture_ms)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+INSERT INTO generation_workers (
+    id, host, version, backend, model, demo, state, styles, modes, picture_ms, loras, templates
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 ON CONFLICT (id) DO UPDATE
 SET state = excluded.state,
     styles = excluded.styles,
     modes = excluded.modes,
     picture_ms = excluded.picture_ms,
+    loras = excluded.loras,
+    templates = excluded.templates,
     seen_at = now();
 
 -- name: leave
@@ -21,7 +25,7 @@ DELETE FROM generation_workers WHERE seen_at < now() - interval '1 day';
 
 -- name: live
 -- No index. By the database's clock alone, whatever those of the workers say.
-SELECT id, host, version, backend, model, demo, state, styles, modes, picture_ms
+SELECT id, host, version, backend, model, demo, state, styles, modes, picture_ms, loras, templates
 FROM generation_workers
 WHERE seen_at > now() - interval '45 seconds'
 ORDER BY started_at, id;

@@ -52,18 +52,19 @@ def choose(
     asked: Sequence[LoraUse] = (),
     franchise: str | None = None,
     style: Style | None = None,
+    mode_lora: str | None = None,
     prompt: str = "",
 ) -> tuple[ChosenLora, ...]:
-    """Choose a job's LoRAs: those it asks for, its franchise's, its style's, then those that its prompt names.
+    """Choose a job's LoRAs: those it asks for, its franchise's, style's and mode's, then those that its prompt names.
 
     A LoRA that is named twice counts once, as it was named first. ``prompt`` is what the user wrote: a LoRA that may
     not be used, or for which no place is left, is not looked for in it. ``base`` is ``Model.base``.
 
-    Raises ``InputError`` with every problem, each for its field: ``loras``, ``franchise`` or ``style``.
+    Raises ``InputError`` with every problem, each for its field: ``loras``, ``franchise``, ``style`` or ``mode``.
     """
     chosen: dict[str, ChosenLora] = {}
     problems = []
-    for field, name, weight in _wanted(asked, franchise, style):
+    for field, name, weight in _wanted(asked, franchise, style, mode_lora):
         lora = known.find(name)
         if lora is None:
             problems.append(FieldProblem(field, no_such_lora(name, usable(known, settings, base))))
@@ -91,7 +92,7 @@ def with_trigger_words(prompt: str, loras: Sequence[ChosenLora]) -> str:
 
 
 def _wanted(
-    asked: Sequence[LoraUse], franchise: str | None, style: Style | None
+    asked: Sequence[LoraUse], franchise: str | None, style: Style | None, mode_lora: str | None
 ) -> Iterator[tuple[str, str, float | None]]:
     """Every LoRA that is named: the field that names it, the name, and its weight where one is given."""
     yield from (("loras", use.name, use.weight) for use in asked)
@@ -99,3 +100,5 @@ def _wanted(
         yield "franchise", franchise, None
     if style is not None:
         yield from (("style", use.name, use.weight) for use in style.loras)
+    if mode_lora is not None:
+        yield "mode", mode_lora, None

@@ -53,6 +53,11 @@ class Loras:
         """Their names, as they are to be shown."""
         return tuple(lora.name for lora in self._all)
 
+    @property
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Every name with the further ones that mean the same."""
+        return {lora.name: lora.aliases for lora in self._all}
+
     def find(self, name: str) -> Lora | None:
         """Find the LoRA that a name or an alias means."""
         return self._by_name.get(fold(name))

@@ -11,11 +11,6 @@ from yarl import URL
 MAX_LENGTH = 2000  # characters, as the table has it
 MAX_INDEX = 7  # a job has at most eight pictures
 
-# How much of a reference is drawn anew, unless a request says: without a mask, what diffusers' Qwen-Image pipelines
-# take; with one, all that is white in it.
-DEFAULT_STRENGTH = 0.6
-DEFAULT_STRENGTH_WITH_MASK = 1.0
-
 _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _UPLOAD = re.compile(rf"upload:({_ID})", re.IGNORECASE)
 _JOB = re.compile(rf"job:({_ID})/([0-9]{{1,2}})", re.IGNORECASE)

@@ -78,6 +78,7 @@ class Announcer:
         return True
 
     def _describe(self) -> Announcement:
+        sources, base = self._tools.sources, self._model.base
         return Announcement(
             worker_id=self._worker_id,
             host=socket.gethostname(),
@@ -87,8 +88,10 @@ class Announcer:
             demo=self._model.demo,
             state=WorkerState.UNREADY if self._problems() else WorkerState.READY,
             styles={style.name: style.description for style in self._tools.plugins.styles},
-            modes=self._tools.generation.mode_names,
+            modes=sources.usable_modes(base),
             picture_ms=self._tools.pace.picture_ms,
+            loras=sources.usable_loras(base),
+            templates=sources.templates,
         )
 
     async def _leave(self) -> None:

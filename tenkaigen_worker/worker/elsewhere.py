@@ -6,8 +6,8 @@ import logging
 
 from tenkaigen_worker.errors import DatabaseError, InputError, JobError
 from tenkaigen_worker.jobs import Job
-from tenkaigen_worker.offers import NAMED, Announcement
-from tenkaigen_worker.request import read_request
+from tenkaigen_worker.offers import NAMED
+from tenkaigen_worker.request import Names, read_request
 from tenkaigen_worker.worker.outcomes import persist
 from tenkaigen_worker.worker.tools import Tools
 
@@ -23,17 +23,25 @@ async def has_a_place(job: Job, error: JobError, tools: Tools) -> bool:
         return False
     if not {problem.field for problem in error.problems} <= NAMED:
         return False
+    if _knows_all_names(job, tools):
+        return False
     try:
         workers = await persist(job, tools.workers.live)
     except DatabaseError as refused:
         log.error("%s", refused, extra={"action": "workers_unknown", "job_id": job.id})
         return False
-    return any(_takes(worker, job) for worker in workers)
+    return any(_reads(job, Names.of(worker)) for worker in workers)
 
 
-def _takes(worker: Announcement, job: Job) -> bool:
+def _knows_all_names(job: Job, tools: Tools) -> bool:
+    """Whether this worker announces all that the job names: then another one has no more than that either."""
+    info = tools.engine.info
+    return info is not None and _reads(job, tools.sources.offered(info.model.base))
+
+
+def _reads(job: Job, names: Names) -> bool:
     try:
-        read_request(job.columns, styles=worker.styles, modes=worker.modes)
+        read_request(job.columns, names)
     except InputError:
         return False
     return True

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from time import monotonic
 
 from tenkaigen_worker.errors import Code, JobError
 from tenkaigen_worker.jobs import Completion, Failure, Output
-from tenkaigen_worker.recipe import Recipe
+from tenkaigen_worker.request import read_request
 from tenkaigen_worker.worker import outcomes
 from tenkaigen_worker.worker.elsewhere import has_a_place
 from tenkaigen_worker.worker.in_hand import CancelRequested, JobInHand, LeaseLost
-from tenkaigen_worker.worker.prepare import read, resolve_request
+from tenkaigen_worker.worker.prepare import Prepared, prepared
 from tenkaigen_worker.worker.publish import publish
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.turns import EngineBusy, EngineTurns
@@ -54,15 +55,14 @@ async def run_job(hand: JobInHand, turns: EngineTurns, tools: Tools) -> None:
 async def make(hand: JobInHand, turns: EngineTurns, tools: Tools) -> Completion:
     """Prepare, generate and publish one job; answers all that its row will say of it."""
     watch = StageWatch()
-    recipe = await _prepare(hand, tools)
-    watch.lap("prepare")
-
     uploads: list[asyncio.Task[Output]] = []
     try:
-        hand.enter("waiting")
-        async with turns.at_engine(hand):
-            watch.lap("wait")
-            await _generate(hand, recipe, uploads, watch, tools)
+        async with _prepared(hand, tools) as job:
+            watch.lap("prepare")
+            hand.enter("waiting")
+            async with turns.at_engine(hand):
+                watch.lap("wait")
+                await _generate(hand, job, uploads, watch, tools)
         watch.lap("generate")
 
         hand.enter("publishing")
@@ -73,18 +73,22 @@ async def make(hand: JobInHand, turns: EngineTurns, tools: Tools) -> Completion:
             upload.cancel()
         await asyncio.gather(*uploads, return_exceptions=True)
 
-    return Completion(tuple(outputs), recipe.to_json(), watch.ms, hand.elapsed_ms())
+    return Completion(tuple(outputs), job.recipe.to_json(), watch.ms, hand.elapsed_ms())
 
 
-async def _prepare(hand: JobInHand, tools: Tools) -> Recipe:
-    request = read(hand.job.columns, plugins=tools.plugins, generation=tools.generation)
+@asynccontextmanager
+async def _prepared(hand: JobInHand, tools: Tools) -> AsyncIterator[Prepared]:
+    """Read the row and settle everything; the files that the engine needs are held while the block runs."""
+    request = read_request(hand.job.columns, tools.sources.names)
     engine = await tools.engine.start()
-    return await resolve_request(request, plugins=tools.plugins, generation=tools.generation, model=engine.model)
+    async with prepared(request, tools.sources, engine.model, user_id=hand.job.user_id) as job:
+        yield job
 
 
 async def _generate(
-    hand: JobInHand, recipe: Recipe, uploads: list[asyncio.Task[Output]], watch: StageWatch, tools: Tools
+    hand: JobInHand, job: Prepared, uploads: list[asyncio.Task[Output]], watch: StageWatch, tools: Tools
 ) -> None:
+    recipe = job.recipe
     log.info(
         "Job %s is at the engine: %s, %d x %d, %d steps",
         hand.job.id,
@@ -95,7 +99,7 @@ async def _generate(
         extra={"action": "job_generating", "job_id": hand.job.id},
     )
     hand.enter("generating")
-    pictures = tools.engine.generate(recipe, on_step=lambda step: hand.step(step, len(recipe.seeds)))
+    pictures = tools.engine.generate(recipe, job.inputs, on_step=lambda step: hand.step(step, len(recipe.seeds)))
     async with aclosing(pictures):
         async for picture in pictures:
             # Storing a picture goes on beside the making of the next one, and beside the next job.

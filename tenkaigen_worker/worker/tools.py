@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tenkaigen_worker.config import GenerationSettings
 from tenkaigen_worker.engine.base import Engine
 from tenkaigen_worker.jobs import Queue
 from tenkaigen_worker.metrics import Metrics
@@ -12,6 +11,7 @@ from tenkaigen_worker.offers import Workers
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.storage.base import Storage
 from tenkaigen_worker.worker.pace import Pace
+from tenkaigen_worker.worker.prepare import Sources
 from tenkaigen_worker.worker.spool import Spool
 
 
@@ -23,8 +23,11 @@ class Tools:
     engine: Engine
     storage: Storage
     spool: Spool
-    plugins: Plugins
-    generation: GenerationSettings
+    sources: Sources
     metrics: Metrics
     workers: Workers
     pace: Pace = field(default_factory=Pace)
+
+    @property
+    def plugins(self) -> Plugins:
+        return self.sources.plugins

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from tenkaigen_worker.config import Settings
 from tenkaigen_worker.jobs import Job, JobView, Lease, Status
 from tenkaigen_worker.offers import Announcement, WorkerState
+from tenkaigen_worker.plugin.manager import Plugins
+from tenkaigen_worker.worker.prepare import NoJobs, Sources
 
 NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 QUEUED = JobView(
@@ -88,6 +92,13 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def sources(*paths: Path, storage: Any = None, **settings: Any) -> Sources:
+    """Make what jobs are prepared from: the shipped plugins and those in ``paths``, and sections of ``settings``."""
+    plugins = {**settings.pop("plugins", {}), "paths": list(map(str, paths))}
+    checked = Settings.model_validate({"plugins": plugins, **settings})
+    return Sources.of(checked, Plugins.load(checked.plugins), storage, NoJobs())
 
 
 def claimed(token: int = 1, **columns: Any) -> Job:

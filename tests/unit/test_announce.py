@@ -9,15 +9,13 @@ from typing import Any, cast
 import pytest
 
 from tenkaigen_worker import __version__
-from tenkaigen_worker.config import GenerationSettings, PluginSettings
 from tenkaigen_worker.errors import DatabaseError
 from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.offers import WorkerState
-from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model
 from tenkaigen_worker.worker.announce import REPEAT_SECONDS, Announcer
 from tenkaigen_worker.worker.tools import Tools
-from tests.unit.examples import Clock, FakeWorkers
+from tests.unit.examples import Clock, FakeWorkers, sources
 
 MODEL = Model("tiny", "tiny-qwen", None, 64, 64, demo=True)
 MODES = {"fast": {"steps": 4, "guidance_scale": 1}, "quality": {"steps": 50, "guidance_scale": 4}}
@@ -30,9 +28,7 @@ def workers() -> FakeWorkers:
 
 @pytest.fixture
 def tools(workers: FakeWorkers, tmp_path: Path) -> Tools:
-    plugins = Plugins.load(PluginSettings(paths=(tmp_path,)))
-    generation = GenerationSettings.model_validate({"modes": MODES})
-    return Tools(*cast("Any", (None,) * 4), plugins, generation, Metrics(), workers)
+    return Tools(*cast("Any", (None,) * 4), sources(tmp_path, generation={"modes": MODES}), Metrics(), workers)
 
 
 @pytest.fixture

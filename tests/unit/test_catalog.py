@@ -15,7 +15,7 @@ from tenkaigen_worker.plugin.catalog import Catalog
 from tenkaigen_worker.plugin.discovery import STYLES, yaml_files
 from tenkaigen_worker.plugin.problems import BrokenPlugin
 from tenkaigen_worker.plugin.style_files import StyleFiles, read_style
-from tenkaigen_worker.request import read_request
+from tenkaigen_worker.request import Names, read_request
 from tenkaigen_worker.resources import shipped
 
 NINE = {
@@ -195,9 +195,9 @@ def test_the_bounds_of_styles_are_those_of_jobs() -> None:
     bounds_of_pictures = (recipe.MIN_SIDE, recipe.MAX_SIDE, recipe.SIDE_STEP, recipe.MAX_PIXELS)
     assert bounds_of_pictures == (bounds.MIN_SIDE, bounds.MAX_SIDE, bounds.SIDE_STEP, bounds.MAX_PIXELS)
     with pytest.raises(InputError, match=f"steps: must be a whole number from 1 to {bounds.MAX_STEPS},"):
-        read_request({"prompt": "a fox", "steps": bounds.MAX_STEPS + 1}, styles=[], modes=[])
+        read_request({"prompt": "a fox", "steps": bounds.MAX_STEPS + 1}, Names([], []))
     with pytest.raises(InputError, match=f"guidance_scale: must be a number from 1 to {bounds.MAX_GUIDANCE_SCALE:g},"):
-        read_request({"prompt": "a fox", "guidance_scale": bounds.MAX_GUIDANCE_SCALE + 1}, styles=[], modes=[])
+        read_request({"prompt": "a fox", "guidance_scale": bounds.MAX_GUIDANCE_SCALE + 1}, Names([], []))
 
 
 def test_nothing_is_read_again_until_it_changes(tmp_path: Path) -> None:

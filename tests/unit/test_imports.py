@@ -21,7 +21,7 @@ LAYERS = (
     {"jobs", "settings_sources", "yaml_lines", "config", "offers"},
     {"logs", "metrics"},
     {"plugin", "database", "storage"},
-    {"recipe", "request", "images", "references", "loras"},
+    {"recipe", "request", "request_rules", "images", "references", "loras"},
     {"engine"},
     {"maintenance", "testing"},
     {"worker", "api"},
@@ -30,7 +30,7 @@ LAYERS = (
 ROWS_OF_FRIENDS = (
     {"errors", "resources", "redact", "names"},
     {"jobs", "settings_sources", "yaml_lines", "config", "offers"},
-    {"recipe", "request", "images", "references", "loras"},
+    {"recipe", "request", "request_rules", "images", "references", "loras"},
     {"cli", "__main__"},
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "nunchaku", "safetensors", "huggingface_hub"}

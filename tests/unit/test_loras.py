@@ -116,7 +116,7 @@ def test_a_lora_made_in_python_keeps_the_same_rules() -> None:
         {"aliases": ("",)},
         {"aliases": "a"},
     ):
-        with pytest.raises(ValueError, match=r"name|weight|sha256|safetensors"):
+        with pytest.raises(ValueError, match=r"name|weight|tuples|sha256|safetensors"):
             replace(lora("Ink"), **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="from -4 to 4"):
         LoraUse("Ink", 5)

@@ -13,10 +13,11 @@ from tenkaigen_worker.config import GenerationSettings, ModeSettings
 from tenkaigen_worker.errors import InputError
 from tenkaigen_worker.plugin import Prompt, Style
 from tenkaigen_worker.recipe import Model, Recipe, apply_style, resolve
-from tenkaigen_worker.request import Request, read_request
+from tenkaigen_worker.request import Names, Request, read_request
 
 MODEL = Model("tiny", "tiny-qwen", "r1", default_width=256, default_height=320)
 PROMPT = Prompt(text="a fox, ink", negative="photo", style="Line Art", asked="a fox")
+STYLE = Style("Line Art")
 MODES = {
     "quality": ModeSettings(steps=50, guidance_scale=4.0),
     "lightning": ModeSettings(steps=4, guidance_scale=1.0),
@@ -24,12 +25,12 @@ MODES = {
 
 
 def ask(**fields: Any) -> Request:
-    return read_request({"prompt": "a fox", **fields}, styles=["Line Art"], modes=MODES)
+    return read_request({"prompt": "a fox", **fields}, Names(["Line Art"], MODES))
 
 
 def settle(request: Request, model: Model = MODEL, seed: int = 7, **settings: Any) -> Recipe:
     generation = GenerationSettings(modes=MODES, **settings)
-    return resolve(request, prompt=PROMPT, generation=generation, model=model, seed=seed)
+    return resolve(request, prompt=PROMPT, style=STYLE, generation=generation, model=model, seed=seed)
 
 
 def test_what_is_not_asked_for_comes_from_mode_and_model() -> None:

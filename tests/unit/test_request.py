@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenkaigen_worker.errors import Code, InputError
-from tenkaigen_worker.request import NOT_YET, Request, read_request, request_hash
+from tenkaigen_worker.request import NOT_YET, Names, Request, read_request, request_hash
 
 STYLES = ("Standard", "Anime", "Line Art")
 MODES = ("quality", "lightning-8")
@@ -23,7 +23,7 @@ def short(value: object) -> str:
 
 
 def read(**fields: Any) -> Request:
-    return read_request({"prompt": "A phoenix rising", **fields}, styles=STYLES, modes=MODES)
+    return read_request({"prompt": "A phoenix rising", **fields}, Names(STYLES, MODES))
 
 
 def problems(**fields: Any) -> dict[str, str]:
@@ -77,7 +77,7 @@ def test_columns_of_a_row_pass() -> None:
         "run_at": datetime(2026, 11, 30, tzinfo=UTC),
     }  # fmt: skip
 
-    request = read_request(row, styles=STYLES, modes=MODES)
+    request = read_request(row, Names(STYLES, MODES))
 
     assert (request.seed, request.guidance_scale, request.style) == (7, 4.5, None)
 
@@ -284,5 +284,5 @@ values = st.recursive(
 @given(st.dictionaries(st.sampled_from([*Request.model_fields, *NOT_YET]), values))
 def test_nothing_else_is_ever_raised(fields: dict[str, Any]) -> None:
     with suppress(InputError):
-        request = read_request(fields, styles=STYLES, modes=MODES)
+        request = read_request(fields, Names(STYLES, MODES))
         assert len(request_hash(request)) == 64

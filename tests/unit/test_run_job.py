@@ -15,13 +15,11 @@ import pytest
 from PIL import Image
 from tenacity import wait_fixed, wait_none
 
-from tenkaigen_worker.config import GenerationSettings, PluginSettings, ResizeSettings
 from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Inputs, Picture, Step
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Progress, Status
 from tenkaigen_worker.metrics import Metrics
 from tenkaigen_worker.offers import Announcement
-from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model, Recipe
 from tenkaigen_worker.worker.in_hand import JobInHand
 from tenkaigen_worker.worker.outcomes import FOR_OTHERS
@@ -29,7 +27,7 @@ from tenkaigen_worker.worker.run_job import run_job
 from tenkaigen_worker.worker.spool import Spool
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.turns import EngineTurns
-from tests.unit.examples import WORKER, FakeWorkers
+from tests.unit.examples import WORKER, FakeWorkers, sources
 
 
 class FakeQueue:
@@ -160,9 +158,8 @@ def workers() -> FakeWorkers:
 
 @pytest.fixture
 def tools(queue: FakeQueue, storage: FakeStorage, engine: FakeEngine, workers: FakeWorkers, tmp_path: Path) -> Tools:
-    plugins = Plugins.load(PluginSettings(paths=()))
     spool = Spool(tmp_path / "spool", storage, patience_seconds=60)
-    return Tools(queue, engine, storage, spool, plugins, GenerationSettings(), Metrics(), workers)
+    return Tools(queue, engine, storage, spool, sources(storage=storage), Metrics(), workers)
 
 
 def job(token: int = 1, **columns: Any) -> Job:
@@ -194,8 +191,8 @@ async def test_a_job_is_made_stored_and_completed(queue: FakeQueue, storage: Fak
 async def test_an_outcome_has_the_size_of_the_stored_picture(
     queue: FakeQueue, storage: FakeStorage, tools: Tools
 ) -> None:
-    resize = ResizeSettings(width=300, height=200)
-    await run(job(), replace(tools, plugins=Plugins.load(PluginSettings(paths=(), resize=resize))))
+    resize = {"resize": {"width": 300, "height": 200}}
+    await run(job(), replace(tools, sources=sources(storage=storage, plugins=resize)))
 
     ((_, completion),) = queue.outcomes
     (output,) = completion.outputs

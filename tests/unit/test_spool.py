@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from uuid import uuid4
@@ -15,17 +16,15 @@ from uuid import uuid4
 import pytest
 from tenacity import wait_fixed, wait_none
 
-from tenkaigen_worker.config import GenerationSettings, PluginSettings
 from tenkaigen_worker.engine.base import Picture
 from tenkaigen_worker.errors import Code, ConfigError, InfrastructureError, StorageError
 from tenkaigen_worker.jobs import Job, Lease
 from tenkaigen_worker.metrics import Metrics
-from tenkaigen_worker.plugin.manager import Plugins
-from tenkaigen_worker.recipe import Model, Recipe
-from tenkaigen_worker.worker.prepare import read, resolve_request
+from tenkaigen_worker.recipe import Model, warm_up
 from tenkaigen_worker.worker.publish import publish
 from tenkaigen_worker.worker.spool import Spool
 from tenkaigen_worker.worker.tools import Tools
+from tests.unit.examples import sources
 
 PNG = b"\x89PNG" * 100_000
 JOB = Job(Lease(uuid4(), 1), None, 1, 3, {"prompt": "A phoenix rising", "style": "Anime", "count": 1})
@@ -145,10 +144,9 @@ async def test_a_cancel_in_the_middle_leaves_nothing(folder: Path, monkeypatch: 
 async def test_no_pixels_wait_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenkaigen_worker.worker.spool.BETWEEN_UPLOADS", wait_fixed(3600))
     storage = MoodyStorage(refusals=float("inf"))
-    plugins = Plugins.load(PluginSettings(paths=()))
     spool = Spool(folder, storage, 86_400)
-    tools = Tools(None, None, storage, spool, plugins, GenerationSettings(), Metrics(), None)  # type: ignore[arg-type]
-    recipe = await some_recipe(plugins)
+    tools = Tools(None, None, storage, spool, sources(), Metrics(), None)  # type: ignore[arg-type]
+    recipe = replace(warm_up(Model("blank", "blank", None, 64, 64)), seeds=(2718281828,))
 
     picture = Picture(0, recipe.seeds[0], recipe.width, recipe.height, bytes(3 * recipe.width * recipe.height), {})
     publishing = asyncio.create_task(publish(picture, recipe, JOB, tools))
@@ -161,12 +159,6 @@ async def test_no_pixels_wait_in_memory(folder: Path, monkeypatch: pytest.Monkey
     publishing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await publishing
-
-
-async def some_recipe(plugins: Plugins) -> Recipe:
-    request = read(JOB.columns, plugins=plugins, generation=GenerationSettings())
-    model = Model("blank", "blank", None, 64, 64)
-    return await resolve_request(request, plugins=plugins, generation=GenerationSettings(), model=model)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO])

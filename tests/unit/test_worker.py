@@ -9,16 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from tenkaigen_worker.config import GenerationSettings, PluginSettings, WorkerSettings
+from tenkaigen_worker.config import WorkerSettings
 from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Inputs, Picture, Step
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError
 from tenkaigen_worker.jobs import Failure, Heartbeat, Job, Lease, Progress, Status
 from tenkaigen_worker.metrics import Metrics
-from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import Model, Recipe, warm_up
 from tenkaigen_worker.worker.tools import Tools
 from tenkaigen_worker.worker.worker import Worker
-from tests.unit.examples import FakeWorkers, claimed
+from tests.unit.examples import FakeWorkers, claimed, sources
 
 INFO = EngineInfo(Model("blank", "blank", None, 64, 64), "cpu", "none", 0)
 
@@ -105,10 +104,9 @@ class NoStorage:
 
 
 def worker(queue: EmptyQueue, engine: StubbornEngine, *, drain: bool = False, poll: float = 0.001) -> Worker:
-    plugins = Plugins.load(PluginSettings(paths=()))
     parts = cast("Any", (queue, engine, NoStorage(), None))
     return Worker(
-        Tools(*parts, plugins, GenerationSettings(), Metrics(), FakeWorkers()),
+        Tools(*parts, sources(), Metrics(), FakeWorkers()),
         WorkerSettings(poll_seconds=poll),
         drain=drain,
     )
