@@ -299,6 +299,9 @@ def test_a_lora_is_read_once_and_the_oldest_goes_first(tmp_path: Path, monkeypat
     assert use(2) == ["2"]
     assert use(0) == []
     assert use(1) == ["1"]
+    files.append(make_lora(tmp_path / "3.safetensors", rank=16))
+    assert use(3, 3) == ["3", "3"]  # larger than all that may be kept
+    assert use(0, 1) == []
     adapters.forget()
     assert use(1, 0, 2) == ["1", "0", "2"]
 

@@ -450,9 +450,7 @@ def test_the_cache_holds_its_bytes_and_the_oldest_goes_first(monkeypatch: pytest
 
     assert [f"prompt {number}" in prompts for number in range(4)] == [True, False, True, True]
     prompts.encode("a prompt that is longer than all that may be kept " * 20)
-    assert not any(f"prompt {number}" in prompts for number in range(4))
-    prompts.encode("prompt 0")
-    assert "prompt 0" in prompts
+    assert [f"prompt {number}" in prompts for number in range(4)] == [True, False, True, True]
 
 
 def test_lora_and_reference_and_lightning_go_together(backend: QwenBackend, inputs: Inputs, tmp_path: Path) -> None:
