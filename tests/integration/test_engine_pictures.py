@@ -150,6 +150,24 @@ def test_progress_counts_the_steps_that_are_run(backend: QwenBackend, inputs: In
     ]
 
 
+@pytest.mark.parametrize("recipe", [REFERENCE, INPAINTING], ids=["image to image", "inpainting"])
+def test_the_reference_is_encoded_once_for_all_pictures_in_the_phase_encode(
+    backend: QwenBackend, inputs: Inputs, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    encode = backend._pipe.vae.encode
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        told.append("the VAE encodes")
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(backend._pipe.vae, "encode", listen)
+    run(backend, replace(recipe, seeds=(1, 2, 3)), inputs, report=lambda step: told.append(step.phase))
+
+    assert told[:2] == ["the VAE encodes", "encode"]
+    assert told.count("the VAE encodes") == told.count("encode") == 1
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8, 20, 50])
 @pytest.mark.parametrize("strength", [0.01, 0.1, 0.3, 0.5, 0.6, 0.999, 1.0])
 def test_the_number_of_steps_is_the_one_that_diffusers_counts(steps: int, strength: float) -> None:
