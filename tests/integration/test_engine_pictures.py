@@ -178,6 +178,15 @@ def test_the_number_of_steps_is_the_one_that_diffusers_counts(steps: int, streng
     assert steps_to_run(steps, strength) == count == len(timesteps)
 
 
+@pytest.mark.parametrize("recipe", [REFERENCE, INPAINTING], ids=["image to image", "inpainting"])
+def test_bfloat16_draws_from_pictures_too(inputs: Inputs, recipe: Recipe) -> None:
+    backend = fresh(dtype="bfloat16")
+    drawn = draw(backend, recipe, inputs)
+
+    assert len(drawn) == WIDTH * HEIGHT * 3
+    assert draw(backend, recipe, inputs) == drawn
+
+
 def test_text_to_image_is_the_same_after_the_other_pipelines_ran(backend: QwenBackend, inputs: Inputs) -> None:
     before = draw(backend)
     run(backend, INPAINTING, inputs)
