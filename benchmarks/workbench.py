@@ -36,6 +36,8 @@ LAST_LINES = 15
 SETTINGS: Mapping[str, str] = {
     "TENKAIGEN_ENGINE__BACKEND": "tiny",
     "TENKAIGEN_ENGINE__THREADS": str(THREADS),
+    # The bare loop remembers no prompts: what the worker costs must not hide behind what the engine saves.
+    "TENKAIGEN_ENGINE__PROMPT_CACHE_BYTES": "0",
     "TENKAIGEN_LOG__FORMAT": "json",
     "TENKAIGEN_WORKER__HEALTH_PORT": "0",
     "TENKAIGEN_API__PORT": "0",

@@ -102,8 +102,9 @@ class Adapters:
                 target: LowRank(*(part.to(self._device, self._dtype) for part in (low_rank.down, low_rank.up)))
                 for target, low_rank in read_lora(lora, files.get(lora.sha256), self._targets).items()
             }
-        self._kept[lora.sha256] = layers
-        while self._kept and sum(map(_nbytes, self._kept.values())) > self._keep_bytes:
+        if _nbytes(layers) <= self._keep_bytes:
+            self._kept[lora.sha256] = layers
+        while sum(map(_nbytes, self._kept.values())) > self._keep_bytes:
             self._kept.popitem(last=False)
         return layers
 

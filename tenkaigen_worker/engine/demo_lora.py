@@ -10,8 +10,6 @@ import random
 import struct
 from pathlib import Path
 
-DEMO_BASE = "tiny"
-
 # The last layer that sees the whole picture, and its size: 48 inputs, twice 48 outputs.
 TARGET = "transformer.norm_out.linear"
 INPUTS, OUTPUTS = 48, 96

@@ -57,6 +57,8 @@ class PromptEncoder:
         return embedding
 
     def _keep(self, text: str, embedding: Embedding) -> None:
+        if embedding.nbytes > self._cache_bytes:
+            return
         self._cache[text] = embedding
         self._held += embedding.nbytes
         while self._held > self._cache_bytes:

@@ -100,15 +100,18 @@ class QwenBackend:
         while left := len(run.recipe.seeds) - index:
             size = self._batch_size(min(most, left), run.recipe, start)
             began = time.monotonic()
+            drawn = None
             try:
                 with self._device_errors():
                     drawn = self._denoise(run, start, index, size)
             except OutOfMemory:
                 if size == 1:
                     raise
+            if drawn is None:
+                # Not sooner: as long as the error is handled, its frames hold the tensors.
                 log.info("A batch of %d does not fit; going on one by one", size, extra={"action": "batch_too_large"})
-                most = 1
                 self._free_memory()
+                most = 1
                 continue
 
             timings["denoise"] = _milliseconds_since(began)
@@ -117,12 +120,27 @@ class QwenBackend:
                 index, timings = index + 1, {"encode": 0, "denoise": 0}
 
     def _start(self, run: Run, reference: Reference | None) -> Start:
-        """Encode what all pictures start from: the result equals what the pipeline's own call would make."""
+        """Encode what all pictures start from."""
+        pipe, arguments = self._pipe, self._encode_prompts(run)
+        if reference is not None:
+            run.go_on()
+            picture = latents.encode(self._pipe.vae, reference.pixels(), self._device)
+            arguments |= {"image": picture, "strength": reference.strength}
+            pipe = self._image_to_image
+            if (mask := reference.mask_cells(self._pipe.vae_scale_factor)) is not None:
+                arguments |= {"mask_image": mask, "masked_image_latents": picture}
+                pipe = self._inpainting
+            self._synchronize()
+        return Start(pipe, arguments, reference)
+
+    def _encode_prompts(self, run: Run) -> dict[str, Any]:
+        """Encode both prompts once for all pictures: the result equals what the pipeline's own call would make."""
         recipe = run.recipe
         texts = {"": recipe.prompt}
         if recipe.guidance_scale > 1:
             texts["negative_"] = recipe.negative_prompt or NO_NEGATIVE_PROMPT
         known = sum(text in self._prompts for text in texts.values())
+
         started = time.monotonic()
         arguments: dict[str, Any] = {}
         for prefix, text in texts.items():
@@ -137,18 +155,7 @@ class QwenBackend:
             len(texts),
             extra={"action": "prompts_encoded"},
         )
-
-        pipe = self._pipe
-        if reference is not None:
-            run.go_on()
-            picture = latents.encode(self._pipe.vae, reference.pixels(), self._device)
-            arguments |= {"image": picture, "strength": reference.strength}
-            pipe = self._image_to_image
-            if (mask := reference.mask_cells(self._pipe.vae_scale_factor)) is not None:
-                arguments |= {"mask_image": mask, "masked_image_latents": picture}
-                pipe = self._inpainting
-            self._synchronize()
-        return Start(pipe, arguments, reference)
+        return arguments
 
     def _denoise(self, run: Run, start: Start, index: int, size: int) -> torch.Tensor:
         """Draw ``size`` pictures from ``index`` on, as latents, N x channels x 1 x H/8 x W/8."""

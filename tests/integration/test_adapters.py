@@ -299,8 +299,21 @@ def test_a_lora_is_read_once_and_the_oldest_goes_first(tmp_path: Path, monkeypat
     assert use(2) == ["2"]
     assert use(0) == []
     assert use(1) == ["1"]
+    files.append(make_lora(tmp_path / "3.safetensors", rank=16))
+    assert use(3, 3) == ["3", "3"]  # larger than all that may be kept
+    assert use(0, 1) == []
     adapters.forget()
     assert use(1, 0, 2) == ["1", "0", "2"]
+
+
+def test_the_leaner_way_keeps_nothing_of_before(tmp_path: Path) -> None:
+    backend, file = load_tiny(EngineSettings(backend="tiny")), make_lora(tmp_path / "a.safetensors")
+    draw(backend, {file: 1.0})
+    held = set(backend._adapters._kept)
+    draw(backend, lean=True)
+
+    assert held == {digest(file)}
+    assert not backend._adapters._kept
 
 
 # Nothing is left of it, whatever happens.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ import pytest_asyncio
 import torch
 
 from tenkaigen_worker.config import EngineSettings
-from tenkaigen_worker.engine.base import Step
+from tenkaigen_worker.engine.base import Inputs, Step
+from tenkaigen_worker.engine.demo_lora import write_demo_lora
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.engine.tiny import build_pipeline
-from tenkaigen_worker.recipe import Recipe
+from tenkaigen_worker.errors import InputError
+from tenkaigen_worker.recipe import AppliedLora, Recipe
+from tests.loras import make_lora
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -150,10 +154,31 @@ async def test_a_cancel_in_any_phase_ends_the_run_and_spoils_nothing(engine: Eng
     assert engine.pid == pid
 
 
+async def test_a_lora_and_a_wrong_one_come_to_the_child_and_leave_it_usable(
+    engine: EngineProcess, tmp_path: Path
+) -> None:
+    plain, pid = await picture(engine), engine.pid
+    right, wrong = tmp_path / "right.safetensors", make_lora(tmp_path / "wrong.safetensors", targets=["blocks.0.qkv"])
+    write_demo_lora(right)
+    loras = tuple(AppliedLora(file.stem, file.stem, 1.0) for file in (right, wrong))
+    inputs = Inputs(loras={file.stem: file for file in (right, wrong)})
+
+    async def draw(*loras: AppliedLora) -> bytes:
+        run = engine.generate(replace(RECIPE, loras=loras), inputs, on_step=lambda step: None)
+        (drawn,) = [picture.pixels async for picture in run]
+        return drawn
+
+    assert await draw(loras[0]) != plain
+    with pytest.raises(InputError, match=r"^loras: wrong was made for another model: there is no blocks\.0\.qkv"):
+        await draw(*loras)
+    assert (await picture(engine), engine.pid) == (plain, pid)
+
+
 async def test_the_libraries_do_not_chatter(engine: EngineProcess, logged: list[str]) -> None:
     await picture(engine)
 
-    ours = ("Model tiny is ready on cpu (float32)", "Engine: tenkaigen.engine: Prompts encoded in ")
+    said = "Engine: tenkaigen.engine: "
+    ours = ("Model tiny is ready on cpu (float32)", f"{said}Prompts encoded in ", f"{said}LoRAs applied in ")
     assert [line for line in logged if not line.startswith(ours)] == []
 
 

@@ -42,6 +42,17 @@ def test_steps_and_decoding_fill_the_bar_evenly(hand: JobInHand) -> None:
     assert fractions == [0, 1, 2, 3, 3, 5, 6, 7, 7]
 
 
+def test_pictures_that_share_a_step_count_each(hand: JobInHand) -> None:
+    hand.enter("generating")
+    fractions = []
+    steps = [*(Step("denoise", 0, step, 3, 3) for step in (1, 2, 3)), *(Step("decode", at, 0, 1) for at in (0, 1, 2))]
+    for step in [*steps, Step("denoise", 3, 2, 3)]:
+        hand.step(step, pictures=4)
+        fractions.append(hand.progress.fraction * 16)
+
+    assert fractions == [3, 6, 9, 9, 9, 10, 14]
+
+
 def test_estimates_what_is_left_from_what_was_done(hand: JobInHand, clock: Clock) -> None:
     assert hand.seconds_left() == float("inf")
     clock.now += 50
