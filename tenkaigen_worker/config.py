@@ -221,7 +221,7 @@ class ReferenceSettings(Section):
     """Pictures that users give: uploads, and what is fetched from ``allowed_hosts``."""
 
     max_bytes: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 20_000_000
-    max_pixels: Annotated[int, Field(ge=4096, le=150_000_000)] = 50_000_000
+    max_pixels: Annotated[int, Field(ge=4096, le=89_000_000)] = 50_000_000  # Pillow warns of more
     keep_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     allowed_hosts: Annotated[tuple[HostPattern, ...], Field(strict=False)] = ()
     timeout_seconds: Seconds = 30

@@ -67,6 +67,7 @@ class Fetcher:
         :class:`~tenkaigen_worker.errors.InfrastructureError` with code ``reference_unavailable`` where trying again may
         help.
         """
+        url = read_url(address)
         forbidden: list[str] = []
 
         def connect(info: aiohttp.AddrInfoType) -> socket.socket:
@@ -79,7 +80,6 @@ class Fetcher:
         connector = aiohttp.TCPConnector(
             socket_factory=connect, resolver=self._resolver, ssl=self._tls or True, force_close=True
         )
-        url = read_url(address)
         try:
             async with aiohttp.ClientSession(
                 connector=connector,
@@ -121,14 +121,11 @@ class Fetcher:
 
         limit = self._settings.max_bytes
         data = bytearray()
-        if (response.content_length or 0) <= limit:
-            async for chunk in response.content.iter_chunked(_CHUNK):
-                data += chunk
-                if len(data) > limit:
-                    break
-            else:
-                return bytes(data)
-        raise ValueError(f"is longer than {limit} bytes (references.max_bytes)")
+        async for chunk in response.content.iter_chunked(_CHUNK):
+            data += chunk
+            if len(data) > limit:
+                raise ValueError(f"is longer than {limit} bytes (references.max_bytes)")
+        return bytes(data)
 
 
 def refuse_host(url: URL, allowed: tuple[str, ...]) -> None:

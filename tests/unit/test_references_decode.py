@@ -24,6 +24,13 @@ def test_three_formats_are_read(kind: str) -> None:
     assert (image.mode, image.size) == ("RGB", (48, 32))
 
 
+def test_pictures_as_printers_and_phones_make_them() -> None:
+    four_inks = decode(encoded(gradient(mode="CMYK"), "JPEG", quality=100), max_pixels=LIMIT)
+    assert (four_inks.mode, four_inks.size) == ("RGB", (48, 32))
+    with_a_preview = encoded(gradient(), "MPO", save_all=True, append_images=[gradient(24, 16)])
+    assert decode(with_a_preview, max_pixels=LIMIT).size == (48, 32)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO", "PPM", "EPS", "PDF"])
 def test_other_formats_are_not(kind: str) -> None:
     with pytest.raises(PictureError, match="is no PNG, JPEG or WebP picture"):
