@@ -2,14 +2,17 @@
 
 Measured is all that a worker asks of the plugin layer for one job of one picture, in its order: the names of all
 styles, for which it looks whether a file has changed, the style that a prompt names, and the three hooks of each
-plugin. The files are real ones in a folder, the plugins plain functions, as most are. Jobs come one by one, so that
-each looks at the files.
+plugin. The files are real ones in a folder, the plugins plain functions, as most are. Each job looks at the files.
+
+Jobs come once one after the other, and once after a pause each: by then the processor's and the kernel's caches hold
+something else, and the same work takes longer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,10 +29,11 @@ from workbench import run
 from tenkaigen_worker.config import PluginSettings
 from tenkaigen_worker.errors import TenkaigenError
 from tenkaigen_worker.plugin import FinishedJob, PictureInfo
-from tenkaigen_worker.plugin.manager import LOOK_AGAIN_SECONDS, Plugins
+from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.recipe import apply_style
 
 STYLES, PLUGINS = 100, 20
+PAUSE_SECONDS = 0.02
 AIM_MS = 2.0
 WARM_UP = 20
 SIZE = 256
@@ -69,8 +73,9 @@ def plugins(jobs: int, file: Path | None) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="tenkaigen-bench-") as folder:
         loaded = load(Path(folder))
-        times = asyncio.run(measure(loaded, jobs))
-    report(times, jobs, file)
+        at_once = asyncio.run(measure(loaded, jobs, pause_seconds=0))
+        paused = asyncio.run(measure(loaded, jobs, pause_seconds=PAUSE_SECONDS))
+    report(at_once, paused, jobs, file)
 
 
 def load(folder: Path) -> Plugins:
@@ -87,7 +92,7 @@ def load(folder: Path) -> Plugins:
     return loaded
 
 
-async def measure(loaded: Plugins, jobs: int) -> Times:
+async def measure(loaded: Plugins, jobs: int, *, pause_seconds: float) -> Times:
     """Ask for ``jobs`` what a worker asks; answers milliseconds, one for each job, by what they were spent on."""
     times: Times = defaultdict(list)
 
@@ -102,7 +107,8 @@ async def measure(loaded: Plugins, jobs: int) -> Times:
         if number == WARM_UP:
             times.clear()
             gc.collect()
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        await asyncio.sleep(pause_seconds)
+        loaded._looked = -math.inf  # no job profits from the look of the one before it
         with timed("all of it"):
             with timed("the style"):
                 names = loaded.style_names
@@ -116,16 +122,19 @@ async def measure(loaded: Plugins, jobs: int) -> Times:
     return times
 
 
-def report(times: Times, jobs: int, file: Path | None) -> None:
+def report(at_once: Times, paused: Times, jobs: int, file: Path | None) -> None:
     """Print and keep what came out."""
-    total = times["all of it"]
-    p50 = percentile(total, 50)
+    total = percentile(at_once["all of it"], 50)
     figures = [
-        *(Figure(f"{what}, p50", f"{percentile(times[what], 50):.2f} ms") for what in times if what != "all of it"),
-        Figure("all of it, p50", f"{p50:.2f} ms", f"under {AIM_MS:g} ms", p50 < AIM_MS),
-        Figure("all of it, p95", f"{percentile(total, 95):.2f} ms"),
+        *(Figure(f"{what}, p50", f"{percentile(at_once[what], 50):.2f} ms") for what in at_once if what != "all of it"),
+        Figure("all of it, p50", f"{total:.2f} ms", f"under {AIM_MS:g} ms", total < AIM_MS),
+        Figure("all of it, p95", f"{percentile(at_once['all of it'], 95):.2f} ms"),
+        Figure("after a pause of 20 ms, p50", f"{percentile(paused['all of it'], 50):.2f} ms"),
     ]
-    details = {"parameters": {"styles": STYLES, "plugins": PLUGINS, "jobs": jobs}, "milliseconds": times}
+    details = {
+        "parameters": {"styles": STYLES, "plugins": PLUGINS, "jobs": jobs},
+        "milliseconds": {"at_once": at_once, "paused": paused},
+    }
     publish(f"Plugins: {STYLES} styles, {PLUGINS} plugins of three hooks, {jobs} jobs", figures, details, file)
 
 

@@ -93,7 +93,7 @@ def _point_at_problems(loaded: Plugins) -> None:
 
 
 @styles.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="FILE...")
 @click.pass_context
 def check(ctx: click.Context, files: tuple[Path, ...]) -> None:
     """Check files with styles or templates, or folders of them; exits with 1 when anything is wrong.
@@ -112,14 +112,15 @@ def check(ctx: click.Context, files: tuple[Path, ...]) -> None:
     settings = load_settings(ctx).settings
     plugins = Plugins(PluginSettings(paths=files), found=())
     problems = [*plugins.problems, *_names_nobody_has(plugins, settings), *_no_files(files)]
-    for problem in problems:
-        click.echo(problem)
-    if problems:
-        ctx.exit(1)
-    for kind, items in (("style", plugins.styles), ("template", plugins.templates)):
-        for item in items:
-            if _is_among(item.origin, files):
-                click.echo(f"{item.origin}: the {kind} {item.name} is right")
+    right = [
+        f"{item.origin}: the {kind} {item.name} is right"
+        for kind, items in (("style", plugins.styles), ("template", plugins.templates))
+        for item in items
+        if _is_among(item.origin, files)
+    ]
+    for line in problems or right or ["there is no style and no template in it; see: tenkaigen styles check --help"]:
+        click.echo(line)
+    ctx.exit(1 if problems or not right else 0)
 
 
 def _names_nobody_has(plugins: Plugins, settings: Settings) -> Iterator[Problem]:

@@ -164,7 +164,8 @@ def _in_thread(implementations: Sequence[HookImpl], value: T, chain: Chain[T], t
             if turn.given_up:
                 break
             turn.now = (implementation, monotonic())
-            value = chain.accept(implementation.function(*chain.values(implementation, value)), value)
+            answer = context.copy().run(implementation.function, *chain.values(implementation, value))
+            value = chain.accept(answer, value)
         return value
 
     def deliver(outcome: _Outcome) -> None:
@@ -173,7 +174,7 @@ def _in_thread(implementations: Sequence[HookImpl], value: T, chain: Chain[T], t
 
     def work() -> None:
         try:
-            outcome = _Outcome(value=context.run(call_all, value))
+            outcome = _Outcome(value=call_all(value))
         except BaseException as error:
             outcome = _Outcome(error=error)
         with suppress(RuntimeError):  # the event loop has ended meanwhile

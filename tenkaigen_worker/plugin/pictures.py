@@ -15,6 +15,9 @@ from tenkaigen_worker.plugin.hookspecs import hookimpl
 TEXT_HEIGHT = 200
 OUTLINE = TEXT_HEIGHT // 16
 
+# No font has it: what is drawn for it stands for every letter that this one lacks.
+NO_LETTER = "\uffff"
+
 # Where a mark stands: 0 is left or top, 1 is right or bottom.
 PLACES = {
     "top-left": (0.0, 0.0),
@@ -28,7 +31,7 @@ PLACES = {
 def picture_plugins(settings: PluginSettings) -> Iterator[tuple[str, object]]:
     """Yield those that are configured, with their names, in the order they work in.
 
-    Raises :class:`~tenkaigen_worker.errors.ConfigError` when the watermark's picture cannot be used.
+    Raises :class:`~tenkaigen_worker.errors.ConfigError` when the watermark's text or picture cannot be used.
     """
     if settings.resize:
         yield "resize", Resize(settings.resize)
@@ -78,6 +81,12 @@ class Watermark:
 def _text(text: str) -> Image.Image:
     """Draw white letters with a dark outline, which can be read on any ground, in Pillow's own font."""
     font = ImageFont.load_default(size=TEXT_HEIGHT)
+    nothing = bytes(font.getmask(NO_LETTER))
+    if unknown := [letter for letter in text if letter != " " and bytes(font.getmask(letter)) == nothing]:
+        raise ConfigError(
+            f"plugins.watermark.text: Pillow's own font has no {unknown[0]!r}: draw the text as a PNG file, and name "
+            "that in plugins.watermark.image"
+        )
     box = font.getbbox(text, stroke_width=OUTLINE)
     left, top, right, bottom = (round(side) for side in box)
     mark = Image.new("RGBA", (right - left, bottom - top), (0, 0, 0, 0))

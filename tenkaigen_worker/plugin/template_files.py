@@ -28,6 +28,10 @@ from tenkaigen_worker.plugin.types import (
 MAX_VALUE = 1000  # characters
 
 
+def _name(name: str) -> str:
+    return check_name(name, "template")
+
+
 def _words(text: str, info: ValidationInfo) -> str:
     return check_placeholders(text, info.data["variables"]) if "variables" in info.data else text
 
@@ -35,7 +39,7 @@ def _words(text: str, info: ValidationInfo) -> str:
 class TemplateFile(File):
     """What a template file may say; see :class:`~tenkaigen_worker.plugin.Template`."""
 
-    name: Annotated[str, AfterValidator(check_name)]
+    name: Annotated[str, AfterValidator(_name)]
     description: str = ""
     variables: Annotated[dict[str, str | None], AfterValidator(check_variables)] = Field(default_factory=dict)
     prompt: Annotated[str, AfterValidator(_words)]

@@ -145,7 +145,7 @@ class Template:
     origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_name(self.name, "template")
         check_variables(self.variables)
         check_placeholders(self.prompt, self.variables)
         check_placeholders(self.negative_prompt, self.variables)
@@ -153,12 +153,12 @@ class Template:
             raise ValueError(f"the variable {unused[0]!r} is used nowhere")
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, kind: str = "style") -> str:
     """Refuse a name that no one could type or show; raises ``ValueError``."""
     if not any(map(str.isalnum, name)):
-        raise ValueError(f"a name needs a letter or a digit, and {name!r} has none")
+        raise ValueError(f"a {kind}'s name needs a letter or a digit, and {name!r} has none")
     if len(name) > 64 or not name.isprintable():
-        raise ValueError("a name is one line of at most 64 characters")
+        raise ValueError(f"a {kind}'s name is one line of at most 64 characters")
     return name
 
 

@@ -151,7 +151,7 @@ async def test_the_plugin_layer_is_measured_as_it_is_asked(tmp_path: Path, monke
     monkeypatch.setattr(plugins, "WARM_UP", 1)
 
     loaded = plugins.load(tmp_path)
-    times = await plugins.measure(loaded, 2)
+    times = await plugins.measure(loaded, 2, pause_seconds=0)
 
     assert len(loaded.styles) == 100
     assert sum(bool(plugin.hooks) for plugin in loaded.describe() if plugin.origin != "built-in") == 20

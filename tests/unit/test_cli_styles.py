@@ -108,7 +108,17 @@ def test_wrong_files_are_problems_with_a_line(run: Run, name: str, text: str, sa
 def test_a_file_that_is_not_there(run: Run) -> None:
     result = run("styles", "check", "nowhere.yaml")
 
-    assert "nowhere.yaml: there is no such file or folder" in result.output
+    assert "'nowhere.yaml' does not exist" in result.output
+    assert result.exit_code == 2
+    assert run("styles", "check", "plugins").exit_code == 2
+
+
+def test_a_folder_without_any(run: Run) -> None:
+    write("plugins/deeper/neon.yaml", "name: Neon")
+
+    result = run("styles", "check", "plugins")
+
+    assert "there is no style and no template in it" in result.output
     assert result.exit_code == 1
 
 

@@ -117,6 +117,17 @@ def test_a_logo_that_cannot_be_used_stops_the_start(tmp_path: Path, content: byt
     assert str(refused.value).startswith("plugins.watermark.image: ")
 
 
+@pytest.mark.parametrize("text", ["Проба", "Äpfel", "見本", "Shop ⚑"])
+def test_a_text_that_the_font_cannot_draw_stops_the_start(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^plugins\.watermark\.text: Pillow's own font has no '[ПÄ見⚑]': draw"):
+        marked(text=text)
+
+
+@pytest.mark.parametrize("text", ["© Shop 2026", "Preview & sample!", "a.b-c_d/e"])
+def test_a_text_that_the_font_can_draw(text: str) -> None:
+    assert box(marked(text=text))
+
+
 # Resize
 
 

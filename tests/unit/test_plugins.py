@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,7 @@ from tenkaigen_worker.resources import shipped
 PROMPT = Prompt(text="a fox, ink", negative="", style="Standard", asked="a fox")
 INFO = PictureInfo(index=0, seed=7, style="Standard")
 JOB = FinishedJob(id="1", user_id=None, status="completed", style=None)
+WORD: ContextVar[str] = ContextVar("word")
 IMPORTS = "from dataclasses import replace\n\nfrom tenkaigen_worker.plugin import *\n"  # three lines
 
 
@@ -517,6 +519,19 @@ async def test_plain_hooks_that_follow_each_other_share_a_thread_of_their_job(ba
 
     assert idents[0] == idents[1]
     assert str(threading.get_ident()) not in idents
+
+
+async def test_hooks_in_a_thread_do_not_see_each_others_context(bare: Path) -> None:
+    code = (
+        "from tests.unit.test_plugins import WORD\n@hookimpl\ndef transform_prompt(prompt):\n"
+        "    seen = WORD.get()\n    WORD.set('dirty')\n    return replace(prompt, text=prompt.text + seen)\n"
+    )
+    for name in ("a.py", "b.py"):
+        drop_in(bare, name, code)
+    WORD.set("job")
+
+    assert (await load(bare).transform_prompt(replace(PROMPT, text=""))).text == "jobjob"
+    assert WORD.get() == "job"
 
 
 async def test_each_hook_in_a_thread_has_its_own_limit_and_after_it_no_more_are_called(bare: Path) -> None:

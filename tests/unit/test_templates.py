@@ -52,7 +52,7 @@ def test_a_template_file_says_all_of_a_template(tmp_path: Path) -> None:
         ("name: Cup\n", None, "prompt is missing: a template needs a name and a prompt, as in 'prompt: \"A sticker of"),
         ("prompt: x\n", None, "name is missing: a template needs"),
         ("name: Cup\npromt: x\nprompt: x\n", 2, "unknown key 'promt'; did you mean prompt? The keys are: name, desc"),
-        ("name: '!'\nprompt: x\n", 1, "name: a name needs a letter or a digit"),
+        ("name: '!'\nprompt: x\n", 1, "name: a template's name needs a letter or a digit"),
         (
             'name: Cup\nvariables:\n  color: red\nprompt: "{colour}"\n',
             4,
