@@ -22,8 +22,8 @@ from yarl import URL
 from tenkaigen_worker.errors import Code, InfrastructureError, InputError
 from tenkaigen_worker.loras.cache import LoraCache
 from tenkaigen_worker.loras.download import ATTEMPTS, Hub, MayPass, wait_for_it
+from tenkaigen_worker.loras.folder import Folder, lock
 from tenkaigen_worker.loras.partial import Partial
-from tenkaigen_worker.loras.shelf import Shelf, lock
 from tenkaigen_worker.plugin import Lora
 from tests.unit.lora_bytes import lora_bytes
 from tests.unit.lora_server import (
@@ -73,8 +73,8 @@ async def make_cache(tmp_path: Path) -> AsyncIterator[MakeCache]:
     made: list[LoraCache] = []
 
     def make(*, max_bytes: int = 10**9, max_file_bytes: int = 10**8, **options: Any) -> LoraCache:
-        shelf = Shelf(tmp_path / "loras", max_bytes)
-        cache = LoraCache(shelf, max_file_bytes=max_file_bytes, wait=lambda state: 0, **options)
+        folder = Folder(tmp_path / "loras", max_bytes)
+        cache = LoraCache(folder, max_file_bytes=max_file_bytes, wait=lambda state: 0, **options)
         made.append(cache)
         return cache
 
@@ -89,7 +89,7 @@ async def held(cache: LoraCache, lora: Lora) -> bytes:
 
 
 def names(cache: LoraCache) -> set[str]:
-    return {path.name for path in cache.shelf.folder.iterdir()}
+    return {path.name for path in cache.folder.path.iterdir()}
 
 
 async def test_a_file_is_fetched_once_and_then_used_without_a_network(serve: Serve, make_cache: MakeCache) -> None:
@@ -147,8 +147,8 @@ async def test_bytes_of_an_earlier_process_are_gone_on_with(serve: Serve, make_c
 async def test_a_file_that_was_complete_but_unnamed_needs_no_byte_more(serve: Serve, make_cache: MakeCache) -> None:
     server = await serve()
     cache, lora = make_cache(), lora_of(server)
-    cache.shelf.folder.mkdir()
-    cache.shelf.partial(lora.sha256).write_bytes(CONTENT)
+    cache.folder.path.mkdir()
+    cache.folder.partial(lora.sha256).write_bytes(CONTENT)
 
     assert await held(cache, lora) == CONTENT
     assert server.ranges == [f"bytes={len(CONTENT)}-"]
@@ -157,8 +157,8 @@ async def test_a_file_that_was_complete_but_unnamed_needs_no_byte_more(serve: Se
 async def test_a_damaged_beginning_is_fetched_again(serve: Serve, make_cache: MakeCache) -> None:
     server = await serve()
     cache, lora = make_cache(), lora_of(server)
-    cache.shelf.folder.mkdir()
-    cache.shelf.partial(lora.sha256).write_bytes(CONTENT[: HALF - 1] + b"?")
+    cache.folder.path.mkdir()
+    cache.folder.partial(lora.sha256).write_bytes(CONTENT[: HALF - 1] + b"?")
 
     assert await held(cache, lora) == CONTENT
     assert server.ranges == [f"bytes={HALF}-", None]
@@ -168,7 +168,7 @@ async def test_a_file_that_was_damaged_on_disk_is_fetched_again(serve: Serve, ma
     server = await serve()
     cache, lora = make_cache(), lora_of(server)
     await held(cache, lora)
-    cache.shelf.file(lora.sha256).write_bytes(CONTENT[:-1] + b"?")
+    cache.folder.file(lora.sha256).write_bytes(CONTENT[:-1] + b"?")
 
     assert await held(cache, lora) == CONTENT
     assert len(server.seen) == 2
@@ -293,7 +293,7 @@ async def test_a_full_disk_is_said_and_left_tidy(
 
 async def test_a_folder_that_cannot_be_made(serve: Serve, make_cache: MakeCache) -> None:
     server, cache = await serve(), make_cache()
-    cache.shelf.folder.write_text("in the way")
+    cache.folder.path.write_text("in the way")
 
     with pytest.raises(InfrastructureError, match=r"set loras.cache_dir to another"):
         await held(cache, lora_of(server))
@@ -350,7 +350,7 @@ async def test_the_last_to_give_up_ends_the_download_and_leaves_it_to_go_on_with
     job.cancel()
     await asyncio.wait([job])
 
-    left = Partial.open(cache.shelf.partial(lora_of(server).sha256))
+    left = Partial.open(cache.folder.partial(lora_of(server).sha256))
     assert left is not None, "it is still locked"
     assert left.size >= 1 << 20
     left.close()
@@ -373,11 +373,11 @@ async def test_two_processes_share_one_download(serve: Serve, make_cache: MakeCa
 import asyncio, logging, sys
 from pathlib import Path
 from tenkaigen_worker.loras.cache import LoraCache
-from tenkaigen_worker.loras.shelf import Shelf, lock
+from tenkaigen_worker.loras.folder import Folder, lock
 from tenkaigen_worker.plugin import Lora
 
 async def main(folder, url, sha256):
-    cache = LoraCache(Shelf(Path(folder), 10**9), max_file_bytes=10**9)
+    cache = LoraCache(Folder(Path(folder), 10**9), max_file_bytes=10**9)
     async with cache.hold([Lora("Style", url, sha256, base_model="tiny")]) as files:
         print(files[sha256].stat().st_size)
     await cache.close()
@@ -428,16 +428,17 @@ async def test_what_was_not_used_for_longest_goes_first(
 async def test_nothing_that_is_in_use_is_removed(
     serve: Serve, make_cache: MakeCache, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "tenkaigen.loras")
     one, two = lora_of(await serve()), lora_of(await serve(content=OTHER), OTHER)
     cache, others = make_cache(max_bytes=len(CONTENT)), make_cache(max_bytes=0)
 
     async with cache.hold([one]) as files:
         await held(cache, two)
-        assert others.shelf.make_room() == [] or files[one.sha256].exists()
+        assert others.folder.make_room() == [] or files[one.sha256].exists()
         assert files[one.sha256].read_bytes() == CONTENT
     assert "loras_over_limit" in [getattr(record, "action", "") for record in caplog.records]
 
-    others.shelf.make_room()
+    others.folder.make_room()
     assert names(cache) == set()
 
 
@@ -506,7 +507,7 @@ async def test_a_local_file_is_used_where_it_lies(make_cache: MakeCache, tmp_pat
 
     async with cache.hold([lora]) as files:
         assert files == {lora.sha256: file}
-    assert not cache.shelf.folder.exists()
+    assert not cache.folder.path.exists()
 
     file.write_bytes(OTHER)
     with pytest.raises(InputError, match="and should have"):
