@@ -134,10 +134,10 @@ class LoraCache:
 
         Raises as :meth:`hold` does.
         """
-        key = sha256 or f"new-{hashlib.sha256(str(source).encode()).hexdigest()[:16]}"
+        key = sha256 or f"new-{hashlib.sha256(repr(source).encode()).hexdigest()[:16]}"
         shared = self._fetching.get(key)
         if shared is None:
-            task = asyncio.create_task(self._fetch(name, source, key, sha256), name=f"fetch-{name}")
+            task = asyncio.create_task(self._fetch_alone(name, source, key, sha256), name=f"fetch-{name}")
             shared = self._fetching[key] = _Fetching(task)
             task.add_done_callback(lambda task: task.cancelled() or task.exception())  # they may all have gone
         shared.waiting += 1
@@ -193,43 +193,50 @@ class LoraCache:
             if not removed:
                 raise failed(lora.name, f"{loan.path} is damaged, and still in use by another job")
 
-    async def _fetch(self, name: str, source: HubFile | WebFile, key: str, sha256: str | None) -> Fetched:
+    async def _fetch_alone(self, name: str, source: HubFile | WebFile, key: str, sha256: str | None) -> Fetched:
+        """Fetch a file that nobody else in this process is fetching."""
         try:
             hub = self._hub or Hub.of(os.environ)
         except ValueError as error:
             raise failed(name, f"HF_ENDPOINT: {error}") from None
-        partial = await self._begin(name, key, sha256)
-        if partial is None:
-            assert sha256  # noqa: S101 - only files that are known can be there already
-            return Fetched(sha256, self.folder.file(sha256), None)
-        try:
-            download = Download(
-                name=name,
-                source=source,
-                partial=partial,
-                session=self._open_session(),
-                hub=hub,
-                max_bytes=self._max_file_bytes,
-                make_room=self._make_room,
-                progress=lambda done, total: self._progress(name, done, total),
-                wait=self._wait,
-            )
+        with disk_explained(name, self.folder.path):
+            partial = await self._begin(name, key, sha256)
+            if partial is None:
+                assert sha256  # noqa: S101 - only files that are known can be there already
+                return Fetched(sha256, self.folder.file(sha256), None)
+            try:
+                return await self._download(name, source, sha256, partial, hub)
+            finally:
+                await in_thread(partial.close)
+
+    async def _download(
+        self, name: str, source: HubFile | WebFile, sha256: str | None, partial: Partial, hub: Hub
+    ) -> Fetched:
+        download = Download(
+            name=name,
+            source=source,
+            partial=partial,
+            session=self._open_session(),
+            hub=hub,
+            max_bytes=self._max_file_bytes,
+            checked=sha256 is not None,
+            make_room=self._make_room,
+            progress=lambda done, total: self._progress(name, done, total),
+            wait=self._wait,
+        )
+        await download.run()
+        if sha256 and partial.sha256 != sha256 and partial.resumed:
+            # The first part may have been another version's, or damaged: once more from the start.
+            await in_thread(partial.restart)
             await download.run()
-            if sha256 and partial.sha256 != sha256 and partial.resumed:
-                # The first part may have been another version's, or damaged: once more from the start.
-                await in_thread(partial.restart)
-                await download.run()
-            path = await self._accept(name, source, partial, sha256)
-            return Fetched(partial.sha256, path, download.commit)
-        finally:
-            await in_thread(partial.close)
+        path = await self._accept(name, source, partial, sha256)
+        return Fetched(partial.sha256, path, download.commit)
 
     async def _begin(self, name: str, key: str, sha256: str | None) -> Partial | None:
         """Get the right to fetch a file; ``None`` when another process has fetched it meanwhile."""
         said = False
         while True:
-            with disk_explained(name, self.folder.path):
-                partial = await in_thread(Partial.open, self.folder.partial(key), undo=_close)
+            partial = await in_thread(Partial.open, self.folder.partial(key), undo=_close)
             if sha256 and self.folder.file(sha256).exists():
                 _close(partial)
                 return None
@@ -253,10 +260,9 @@ class LoraCache:
             await in_thread(partial.restart)
             raise unusable(name, f"{source} has the SHA-256 {found}, and should have {sha256}")
         path = self.folder.file(found)
-        with disk_explained(name, path):
-            await in_thread(partial.finish, path)
-            status = await in_thread(path.stat)
-            await in_thread(self.folder.make_room)
+        await in_thread(partial.finish, path)
+        status = await in_thread(path.stat)
+        await in_thread(self.folder.make_room)
         self._seen[path] = (_stamp(status), found)
         extra = {"action": "lora_fetched", "lora": name, "bytes": status.st_size, "sha256": found}
         log.info("Fetched the LoRA %s", name, extra=extra)
