@@ -27,7 +27,7 @@ from tenkaigen_worker.plugin.discovery import (
 )
 from tenkaigen_worker.plugin.lora_files import LoraCatalog, read_lora
 from tenkaigen_worker.plugin.lora_source import anchored
-from tenkaigen_worker.plugin.loras import Loras
+from tenkaigen_worker.plugin.loras import Loras, Registered
 from tenkaigen_worker.plugin.problems import Problem, describe_error, problem_of
 from tenkaigen_worker.plugin.types import FinishedJob, Lora, PictureInfo, Prompt, Refused, Style
 from tenkaigen_worker.resources import shipped
@@ -70,14 +70,14 @@ class Plugins:
         own = shipped("plugins")
         sources = (own, *settings.paths)
         self._catalog = Catalog(lambda: style_files(sources))
-        self._lora_catalog = LoraCatalog(lambda: lora_files(sources), read_lora)
+        self._lora_files = LoraCatalog(lambda: lora_files(sources), read_lora)
         self._caller = Caller(settings.hook_timeout_seconds)
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
         catalogs = (
             Found("styles", "built-in", own, self._catalog),
-            Found("loras", "built-in LoRAs", own, self._lora_catalog),
+            Found("loras", "built-in LoRAs", own, self._lora_files),
         )
         self._members = [self._admit(found) for found in (*catalogs, *discover(own, settings.paths))]
         self._source_problems = tuple(
@@ -89,9 +89,8 @@ class Plugins:
         self._chains = {hook: self._in_load_order(hook) for hook in HOOKS}
         self._styles: dict[str, Style] = {}
         self._conflicts: tuple[Problem, ...] = ()
-        self._loras = Loras()
         self._settle_styles()
-        self._settle_loras()
+        self._loras = Registered(self._lora_files, (lora for member in self._members for lora in member.loras))
 
     @classmethod
     def load(cls, settings: PluginSettings) -> Plugins:
@@ -110,8 +109,7 @@ class Plugins:
     def problems(self) -> tuple[Problem, ...]:
         """All that is wrong now."""
         loading = (problem for member in self._members for problem in member.problems)
-        in_files = (*self._catalog.problems, *self._lora_catalog.problems)
-        return (*self._source_problems, *loading, *in_files, *self._conflicts, *self._loras.problems)
+        return (*self._source_problems, *loading, *self._catalog.problems, *self._conflicts, *self._loras.problems)
 
     def describe(self) -> tuple[PluginDescription, ...]:
         """Describe every plugin, in load order, after what is wrong with the configured paths."""
@@ -146,18 +144,18 @@ class Plugins:
     def loras(self) -> Loras:
         """Every LoRA that jobs may name."""
         self.refresh()
-        return self._loras
+        return self._loras.loras
 
     def refresh(self) -> None:
         """Read YAML files that changed. A broken edit is reported, and the last good version stays in force."""
         before = set(self.problems)
-        styles, loras = self._catalog.refresh(), self._lora_catalog.refresh()
+        styles, loras = self._catalog.refresh(), self._loras.refresh()
         if styles:
             self._settle_styles()
             log.info("Styles were read again", extra={"action": "styles_refreshed", "styles": len(self._styles)})
         if loras:
-            self._settle_loras()
-            log.info("LoRAs were read again", extra={"action": "loras_refreshed", "loras": len(self._loras.names)})
+            count = len(self._loras.loras.names)
+            log.info("LoRAs were read again", extra={"action": "loras_refreshed", "loras": count})
         if styles or loras:
             _log_problems(problem for problem in self.problems if problem not in before)
 
@@ -230,7 +228,7 @@ class Plugins:
             self._manager.register(found.plugin, found.origin)
         except (ValueError, pluggy.PluginValidationError) as error:
             return _Member(found, problems=(problem_of(error, found.file, "cannot be registered"),))
-        if found.plugin in (self._catalog, self._lora_catalog):
+        if found.plugin in (self._catalog, self._lora_files):
             return _Member(found)
         return self._with_offers(found)
 
@@ -275,9 +273,6 @@ class Plugins:
         self._styles = {fold(style.name): style for style in (standard, *others)}
         self._conflicts = tuple(conflicts)
 
-    def _settle_loras(self) -> None:
-        self._loras = Loras([*self._lora_catalog.values, *(lora for member in self._members for lora in member.loras)])
-
     def _describe(self, member: _Member) -> PluginDescription:
         found = member.found
         conflicts = (*self._conflicts, *self._loras.problems)
@@ -285,8 +280,8 @@ class Plugins:
         python = {m.found.origin for m in self._members}
         if found.plugin is self._catalog:
             problems += [*self._catalog.problems, *(p for p in self._conflicts if p.file not in python)]
-        if found.plugin is self._lora_catalog:
-            problems += [*self._lora_catalog.problems, *(p for p in self._loras.problems if p.file not in python)]
+        if found.plugin is self._lora_files:
+            problems += [problem for problem in self._loras.problems if problem.file not in python]
         hooks = [hook for hook in HOOKS if any(i.plugin is found.plugin for i in self._chains[hook])]
         return PluginDescription(found.name, found.origin, tuple(hooks), tuple(problems))
 

@@ -370,24 +370,11 @@ async def test_the_last_to_give_up_ends_the_download_and_leaves_it_to_go_on_with
     left.close()
 
 
-async def test_two_processes_share_one_download(serve: Serve, make_cache: MakeCache, tmp_path: Path) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slowly(asked: Asked) -> web.StreamResponse:
-        response = await asked.begin()
-        await response.write(CONTENT[:HALF])
-        begun.set()
-        await go_on.wait()
-        await response.write(CONTENT[HALF:])
-        return response
-
-    server = await serve(slowly)
-    lora = lora_of(server)
-    program = """
+PROGRAM = """
 import asyncio, logging, sys
 from pathlib import Path
 from tenkaigen_worker.loras.cache import LoraCache
-from tenkaigen_worker.loras.folder import Folder, lock
+from tenkaigen_worker.loras.folder import Folder
 from tenkaigen_worker.plugin import Lora
 
 async def main(folder, url, sha256):
@@ -400,15 +387,30 @@ logging.basicConfig(level="INFO", stream=sys.stderr, format="%(action)s")
 asyncio.run(main(*sys.argv[1:]))
 """
 
-    async def start() -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-c", program, str(tmp_path / "loras"), lora.source, lora.sha256,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
 
-    first = await start()
+async def process_with(folder: Path, lora: Lora) -> asyncio.subprocess.Process:
+    """Start another process that wants a LoRA."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, str(folder), lora.source, lora.sha256,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def test_two_processes_share_one_download(serve: Serve, tmp_path: Path) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(asked: Asked) -> web.StreamResponse:
+        response = await asked.begin()
+        await response.write(CONTENT[:HALF])
+        begun.set()
+        await go_on.wait()
+        await response.write(CONTENT[HALF:])
+        return response
+
+    server = await serve(slowly)
+    first = await process_with(tmp_path, lora_of(server))
     await begun.wait()
-    second = await start()
+    second = await process_with(tmp_path, lora_of(server))
     assert second.stderr is not None
     assert (await second.stderr.readline()).strip() == b"lora_awaited"
     go_on.set()
@@ -417,6 +419,27 @@ asyncio.run(main(*sys.argv[1:]))
         out, _ = await process.communicate()
         assert out.split() == [str(len(CONTENT)).encode()]
     assert len(server.seen) == 1
+
+
+async def test_a_process_that_is_killed_leaves_nothing_in_the_way(serve: Serve, make_cache: MakeCache) -> None:
+    begun = asyncio.Event()
+
+    async def half(asked: Asked) -> web.StreamResponse:
+        response = await asked.begin()
+        await response.write(CONTENT[:HALF])
+        begun.set()
+        await asyncio.Event().wait()
+        return response
+
+    server, cache = await serve(half), make_cache()
+    process = await process_with(cache.folder.path, lora_of(server))
+    await begun.wait()
+    here = asyncio.create_task(held(cache, lora_of(server)))
+    process.kill()
+    await process.communicate()
+
+    assert await here == CONTENT
+    assert names(cache) == {f"{lora_of(server).sha256}.safetensors"}
 
 
 # The limit of the folder
