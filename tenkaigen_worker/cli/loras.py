@@ -17,8 +17,8 @@ from tenkaigen_worker.cli.context import load_settings, run
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
     from tenkaigen_worker.loras.cache import LoraCache
+    from tenkaigen_worker.loras.folder import Folder
     from tenkaigen_worker.loras.header import LoraHeader
-    from tenkaigen_worker.loras.shelf import Shelf
     from tenkaigen_worker.plugin import Lora
     from tenkaigen_worker.plugin.lora_source import Source
     from tenkaigen_worker.plugin.loras import Loras
@@ -57,8 +57,8 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     from rich.text import Text
 
     settings, plugins = _load(ctx)
-    shelf = _shelf(settings)
-    files = [(lora, _file_of(lora, shelf)) for lora in plugins.loras]
+    folder = _lora_folder(settings)
+    files = [(lora, _file_of(lora, folder)) for lora in plugins.loras]
     if as_json:
         values = [{**asdict(lora), "file": str(file) if file else None} for lora, file in files]
         click.echo(json.dumps(values, ensure_ascii=False, indent=2))
@@ -136,7 +136,7 @@ def verify(ctx: click.Context) -> None:
     """
     settings, plugins = _load(ctx)
     problems = 0
-    for name, problem in _verified(plugins.loras, _shelf(settings)):
+    for name, problem in _verified(plugins.loras, _lora_folder(settings)):
         problems += problem is not None
         click.echo(f"wrong  {name}: {problem}" if problem else f"ok     {name}")
     ctx.exit(1 if problems else 0)
@@ -166,7 +166,7 @@ def prune(ctx: click.Context, dry_run: bool) -> None:
             "needed: only loras.max_bytes counts.",
             err=True,
         )
-    removed = _shelf(settings).make_room(known=None if plugins.problems else known, dry_run=dry_run)
+    removed = _lora_folder(settings).make_room(known=None if plugins.problems else known, dry_run=dry_run)
     for kept in removed:
         name = names.get(kept.sha256 or "", kept.path.name)
         click.echo(f"{'would remove' if dry_run else 'removed'}  {name} ({decimal(kept.bytes)})")
@@ -184,18 +184,18 @@ def _load(ctx: click.Context) -> tuple[Settings, Plugins]:
     return settings, Plugins.load(settings.plugins.model_copy(update={"strict": False}))
 
 
-def _shelf(settings: Settings) -> Shelf:
+def _lora_folder(settings: Settings) -> Folder:
     from tenkaigen_worker.loras.cache import LoraCache
 
-    return LoraCache.of(settings.loras, settings.state_dir).shelf
+    return LoraCache.of(settings.loras, settings.state_dir).folder
 
 
-def _file_of(lora: Lora, shelf: Shelf) -> Path | None:
+def _file_of(lora: Lora, folder: Folder) -> Path | None:
     """Where a LoRA's file is on this machine, if it is there."""
     from tenkaigen_worker.plugin.lora_source import LocalFile, parse_source
 
     source = parse_source(lora.source)
-    file = source.path if isinstance(source, LocalFile) else shelf.file(lora.sha256)
+    file = source.path if isinstance(source, LocalFile) else folder.file(lora.sha256)
     return file if file.is_file() else None
 
 
@@ -271,7 +271,7 @@ async def _checked(cache: LoraCache, lora: Lora, source: Source) -> tuple[Lora, 
     try:
         header = check_file(lora.name, fetched.path, lora.base_model)
     except InputError:
-        cache.shelf.remove(fetched.path)
+        cache.folder.remove(fetched.path)
         raise
     if isinstance(source, HubFile) and fetched.commit:
         lora = replace(lora, source=str(replace(source, revision=fetched.commit)))  # a branch moves, a commit does not
@@ -291,16 +291,16 @@ def _yaml_of(lora: Lora) -> str:
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000))
 
 
-def _verified(known: Loras, shelf: Shelf) -> Iterator[tuple[str, str | None]]:
+def _verified(known: Loras, folder: Folder) -> Iterator[tuple[str, str | None]]:
     """Yield what each file is called, and what is wrong with it."""
     seen = set()
     for lora in known:
-        if file := _file_of(lora, shelf):
+        if file := _file_of(lora, folder):
             seen.add(file)
             yield lora.name, _problem_of(file, lora.sha256, lora.base_model)
         elif Path(lora.source).is_absolute():
             yield lora.name, f"there is no file {lora.source}"
-    for kept in shelf.entries():
+    for kept in folder.entries():
         if kept.sha256 and kept.path not in seen:
             yield f"{kept.path.name} (no LoRA needs it)", _problem_of(kept.path, kept.sha256, None)
 

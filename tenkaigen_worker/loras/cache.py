@@ -17,10 +17,10 @@ from tenacity import RetryCallState
 
 from tenkaigen_worker.config import LoraSettings
 from tenkaigen_worker.loras.download import Download, Hub, in_thread, wait_for_it
+from tenkaigen_worker.loras.folder import Folder, Loan
 from tenkaigen_worker.loras.header import BadFile, LoraHeader, read_header, read_structure
 from tenkaigen_worker.loras.partial import Partial
 from tenkaigen_worker.loras.problems import disk_explained, failed, unusable
-from tenkaigen_worker.loras.shelf import Loan, Shelf
 from tenkaigen_worker.plugin.lora_source import HubFile, LocalFile, WebFile, parse_source
 from tenkaigen_worker.plugin.types import Lora
 
@@ -87,14 +87,14 @@ class LoraCache:
 
     def __init__(
         self,
-        shelf: Shelf,
+        folder: Folder,
         *,
         max_file_bytes: int,
         hub: Hub | None = None,
         progress: Progress | None = None,
         wait: Callable[[RetryCallState], float] = wait_for_it,
     ) -> None:
-        self.shelf = shelf
+        self.folder = folder
         self._max_file_bytes = max_file_bytes
         self._hub = hub
         self._progress = progress or log_progress()
@@ -106,8 +106,8 @@ class LoraCache:
     @classmethod
     def of(cls, settings: LoraSettings, state_dir: Path, *, progress: Progress | None = None) -> LoraCache:
         """Make the cache that the settings name."""
-        shelf = Shelf(default_folder(settings, state_dir), settings.max_bytes)
-        return cls(shelf, max_file_bytes=settings.max_file_bytes, progress=progress)
+        folder = Folder(default_folder(settings, state_dir), settings.max_bytes)
+        return cls(folder, max_file_bytes=settings.max_file_bytes, progress=progress)
 
     @asynccontextmanager
     async def hold(self, loras: Sequence[Lora]) -> AsyncIterator[Mapping[str, Path]]:
@@ -134,10 +134,10 @@ class LoraCache:
 
         Raises as :meth:`hold` does.
         """
-        key = sha256 or f"new-{hashlib.sha256(str(source).encode()).hexdigest()[:16]}"
+        key = sha256 or f"new-{hashlib.sha256(repr(source).encode()).hexdigest()[:16]}"
         shared = self._fetching.get(key)
         if shared is None:
-            task = asyncio.create_task(self._fetch(name, source, key, sha256), name=f"fetch-{name}")
+            task = asyncio.create_task(self._fetch_alone(name, source, key, sha256), name=f"fetch-{name}")
             shared = self._fetching[key] = _Fetching(task)
             task.add_done_callback(lambda task: task.cancelled() or task.exception())  # they may all have gone
         shared.waiting += 1
@@ -172,8 +172,8 @@ class LoraCache:
     async def _borrow(self, lora: Lora, source: HubFile | WebFile) -> Loan:
         """Get hold of a file of the folder; fetch it before where it is missing or damaged."""
         while True:
-            with disk_explained(lora.name, self.shelf.folder):
-                loan = await in_thread(self.shelf.lend, lora.sha256, undo=_give_back)
+            with disk_explained(lora.name, self.folder.path):
+                loan = await in_thread(self.folder.lend, lora.sha256, undo=_give_back)
             if loan is None:
                 await self.fetch(lora.name, source, lora.sha256)
                 continue
@@ -189,48 +189,55 @@ class LoraCache:
             extra = {"action": "lora_damaged", "lora": lora.name, "file": loan.path.name}
             log.warning("The file of the LoRA %s is damaged, and is fetched again", lora.name, extra=extra)
             with disk_explained(lora.name, loan.path):
-                removed = await in_thread(self.shelf.remove, loan.path)
+                removed = await in_thread(self.folder.remove, loan.path)
             if not removed:
                 raise failed(lora.name, f"{loan.path} is damaged, and still in use by another job")
 
-    async def _fetch(self, name: str, source: HubFile | WebFile, key: str, sha256: str | None) -> Fetched:
+    async def _fetch_alone(self, name: str, source: HubFile | WebFile, key: str, sha256: str | None) -> Fetched:
+        """Fetch a file that nobody else in this process is fetching."""
         try:
             hub = self._hub or Hub.of(os.environ)
         except ValueError as error:
             raise failed(name, f"HF_ENDPOINT: {error}") from None
-        partial = await self._begin(name, key, sha256)
-        if partial is None:
-            assert sha256  # noqa: S101 - only files that are known can be there already
-            return Fetched(sha256, self.shelf.file(sha256), None)
-        try:
-            download = Download(
-                name=name,
-                source=source,
-                partial=partial,
-                session=self._open_session(),
-                hub=hub,
-                max_bytes=self._max_file_bytes,
-                make_room=self._make_room,
-                progress=lambda done, total: self._progress(name, done, total),
-                wait=self._wait,
-            )
+        with disk_explained(name, self.folder.path):
+            partial = await self._begin(name, key, sha256)
+            if partial is None:
+                assert sha256  # noqa: S101 - only files that are known can be there already
+                return Fetched(sha256, self.folder.file(sha256), None)
+            try:
+                return await self._download(name, source, sha256, partial, hub)
+            finally:
+                await in_thread(partial.close)
+
+    async def _download(
+        self, name: str, source: HubFile | WebFile, sha256: str | None, partial: Partial, hub: Hub
+    ) -> Fetched:
+        download = Download(
+            name=name,
+            source=source,
+            partial=partial,
+            session=self._open_session(),
+            hub=hub,
+            max_bytes=self._max_file_bytes,
+            checked=sha256 is not None,
+            make_room=self._make_room,
+            progress=lambda done, total: self._progress(name, done, total),
+            wait=self._wait,
+        )
+        await download.run()
+        if sha256 and partial.sha256 != sha256 and partial.resumed:
+            # The first part may have been another version's, or damaged: once more from the start.
+            await in_thread(partial.restart)
             await download.run()
-            if sha256 and partial.sha256 != sha256 and partial.resumed:
-                # The first part may have been another version's, or damaged: once more from the start.
-                await in_thread(partial.restart)
-                await download.run()
-            path = await self._accept(name, source, partial, sha256)
-            return Fetched(partial.sha256, path, download.commit)
-        finally:
-            await in_thread(partial.close)
+        path = await self._accept(name, source, partial, sha256)
+        return Fetched(partial.sha256, path, download.commit)
 
     async def _begin(self, name: str, key: str, sha256: str | None) -> Partial | None:
         """Get the right to fetch a file; ``None`` when another process has fetched it meanwhile."""
         said = False
         while True:
-            with disk_explained(name, self.shelf.folder):
-                partial = await in_thread(Partial.open, self.shelf.partial(key), undo=_close)
-            if sha256 and self.shelf.file(sha256).exists():
+            partial = await in_thread(Partial.open, self.folder.partial(key), undo=_close)
+            if sha256 and self.folder.file(sha256).exists():
                 _close(partial)
                 return None
             if partial:
@@ -252,11 +259,10 @@ class LoraCache:
         if sha256 and found != sha256:
             await in_thread(partial.restart)
             raise unusable(name, f"{source} has the SHA-256 {found}, and should have {sha256}")
-        path = self.shelf.file(found)
-        with disk_explained(name, path):
-            await in_thread(partial.finish, path)
-            status = await in_thread(path.stat)
-            await in_thread(self.shelf.make_room)
+        path = self.folder.file(found)
+        await in_thread(partial.finish, path)
+        status = await in_thread(path.stat)
+        await in_thread(self.folder.make_room)
         self._seen[path] = (_stamp(status), found)
         extra = {"action": "lora_fetched", "lora": name, "bytes": status.st_size, "sha256": found}
         log.info("Fetched the LoRA %s", name, extra=extra)
@@ -271,7 +277,7 @@ class LoraCache:
         return seen[1]
 
     def _make_room(self, wanted: int) -> None:
-        self.shelf.make_room(wanted)
+        self.folder.make_room(wanted)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -78,8 +78,9 @@ def wait_for_it(state: tenacity.RetryCallState) -> float:
 class Download:
     """One file on its way. ``commit`` is the hub's commit that it was found at, once that is known.
 
-    ``make_room`` is called with the bytes that are still to come; ``progress`` with those that are there and the total,
-    where the server says it. ``wait`` is tenacity's.
+    ``checked`` is whether its SHA-256 is known: without that, bytes of two versions may only be put together where the
+    server names the version. ``make_room`` is called with the bytes that are still to come; ``progress`` with those
+    that are there and the total, where the server says it. ``wait`` is tenacity's.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Download:
     session: aiohttp.ClientSession
     hub: Hub
     max_bytes: int
+    checked: bool
     make_room: Callable[[int], None]
     progress: Callable[[int, int | None], None]
     wait: Callable[[tenacity.RetryCallState], float] = wait_for_it
@@ -165,7 +167,7 @@ class Download:
         return target
 
     def _range(self) -> dict[str, str]:
-        if not self.partial.size:
+        if not self.partial.size or not (self.checked or self.partial.etag):
             return {}
         version = {"If-Range": self.partial.etag} if self.partial.etag else {}
         return {"Range": f"bytes={self.partial.size}-", **version}

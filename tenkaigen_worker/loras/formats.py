@@ -1,8 +1,9 @@
 """The key formats of LoRA files that can be loaded into a Qwen-Image transformer.
 
 They are those that ``QwenImageLoraLoaderMixin`` of diffusers 0.42 converts rightly (``loaders/lora_pipeline.py``,
-``_convert_non_diffusers_qwen_lora_to_diffusers``). What it drops in silence, DoRA's scales and keys without a known
-prefix, is refused here. This module needs nothing but the standard library: parent and engine both read it.
+``_convert_non_diffusers_qwen_lora_to_diffusers``), once keys without a prefix have got ``diffusion_model.``: it would
+not look closer at them otherwise. What it leaves out in silence, such as DoRA's scales, is refused here. This module
+needs nothing but the standard library: parent and engine may both read it.
 """
 
 from __future__ import annotations
@@ -170,11 +171,6 @@ def _format_of(keys: list[str]) -> Format:
                 "load: remove 'transformer.' from them"
             )
         return Format.PEFT
-    if not any(key.endswith(".alpha") or ".default." in key for key in keys):
-        raise NotLoadable(
-            "its keys have no prefix and no .alpha, and diffusers would load none of them: write 'diffusion_model.' in "
-            "front of each"
-        )
     return Format.KOHYA if kohya else Format.PLAIN
 
 

@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from tenkaigen_worker.loras.shelf import ETAG_SUFFIX, lock
+from tenkaigen_worker.loras.folder import ETAG_SUFFIX, lock
 
 _CHUNK = 1 << 20
 

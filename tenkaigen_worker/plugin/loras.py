@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tenkaigen_worker.errors import FieldProblem, InputError
 from tenkaigen_worker.names import fold, unknown
+from tenkaigen_worker.plugin.catalog import Catalog
 from tenkaigen_worker.plugin.problems import Problem
 from tenkaigen_worker.plugin.types import Lora
 
@@ -82,6 +83,30 @@ class Loras:
                 kept.append(mention)
         in_order = sorted(kept, key=lambda mention: mention.start)
         return tuple({mention.lora.name: mention.lora for mention in in_order}.values())
+
+
+class Registered:
+    """The LoRAs of all plugins: those of the files, as they are now, and those that Python offered at the start."""
+
+    def __init__(self, files: Catalog[Lora], offered: Iterable[Lora]) -> None:
+        self._files = files
+        self._offered = tuple(offered)
+        self._settle()
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with files and names now."""
+        return (*self._files.problems, *self.loras.problems)
+
+    def refresh(self) -> bool:
+        """Read files that changed; say whether there was any."""
+        changed = self._files.refresh()
+        if changed:
+            self._settle()
+        return changed
+
+    def _settle(self) -> None:
+        self.loras = Loras([*self._files.items, *self._offered])
 
 
 def no_such_lora(name: str, names: Iterable[str]) -> str:

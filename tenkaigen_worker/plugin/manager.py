@@ -32,7 +32,7 @@ from tenkaigen_worker.plugin.discovery import (
 )
 from tenkaigen_worker.plugin.lora_files import LoraFiles
 from tenkaigen_worker.plugin.lora_source import anchored
-from tenkaigen_worker.plugin.loras import Loras
+from tenkaigen_worker.plugin.loras import Loras, Registered
 from tenkaigen_worker.plugin.problems import Problem, problem_of
 from tenkaigen_worker.plugin.shelf import Shelf
 from tenkaigen_worker.plugin.style_files import StyleFiles
@@ -82,9 +82,7 @@ class _Member:
 class Plugins:
     """The plugins in force, in load order: built-ins, installed packages, then the configured files.
 
-    Python is loaded once; YAML files are read again when they change, whenever what they offer is looked
-    at.
-    ``found`` takes the place of all Python plugins that could be found.
+    Python is loaded once; YAML files are read again when they change, whenever what they offer is looked at. ``found`` takes the place of all Python plugins that could be found.
     """
 
     def __init__(self, settings: PluginSettings, found: Iterable[Found] | None = None) -> None:
@@ -113,7 +111,7 @@ class Plugins:
         )
         self._chains = {hook: self._in_load_order(hook) for hook in HOOKS}
         self._styles = Shelf("style", self._style_files, (style for m in self._members for style in m.styles))
-        self._settle_loras()
+        self._loras = Registered(self._lora_files, (lora for m in self._members for lora in m.loras))
 
     @classmethod
     def load(cls, settings: PluginSettings) -> Plugins:
@@ -132,8 +130,8 @@ class Plugins:
     def problems(self) -> tuple[Problem, ...]:
         """All that is wrong now."""
         loading = (problem for member in self._members for problem in member.problems)
-        styles, templates, loras = self._styles.problems, self._templates.problems, self._lora_problems
-        return (*self._source_problems, *loading, *styles, *templates, *loras)
+        offers = (self._styles, self._templates, self._loras)
+        return (*self._source_problems, *loading, *(problem for offer in offers for problem in offer.problems))
 
     def describe(self) -> tuple[PluginDescription, ...]:
         """Describe every plugin, in load order, after what is wrong with the configured paths."""
@@ -187,7 +185,7 @@ class Plugins:
     def loras(self) -> Loras:
         """Every LoRA that jobs may name."""
         self.refresh()
-        return self._loras
+        return self._loras.loras
 
     def refresh(self) -> None:
         """Read YAML files that changed. A broken edit is reported, and the last good version stays in force."""
@@ -195,14 +193,11 @@ class Plugins:
             return
         self._looked = monotonic()
         before = set(self.problems)
-        loras = self._lora_files.refresh()
-        if loras:
-            self._settle_loras()
-        if any([loras, self._styles.refresh(), self._templates.refresh()]):
+        if any([self._styles.refresh(), self._templates.refresh(), self._loras.refresh()]):
             counts = {
                 STYLES: len(self._styles.items),
                 TEMPLATES: len(self._templates.items),
-                LORAS: len(self._loras.names),
+                LORAS: len(self._loras.loras.names),
             }
             log.info("The YAML files of plugins were read again", extra={"action": "plugins_refreshed", **counts})
             _log_problems(problem for problem in self.problems if problem not in before)
@@ -291,29 +286,20 @@ class Plugins:
         found: list[HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
         return sorted(found, key=lambda impl: (not impl.tryfirst, impl.trylast, order[impl.plugin_name]))
 
-    def _settle_loras(self) -> None:
-        self._loras = Loras([*self._lora_files.items, *(lora for member in self._members for lora in member.loras)])
-
-    @property
-    def _lora_problems(self) -> tuple[Problem, ...]:
-        return (*self._lora_files.problems, *self._loras.problems)
-
     def _describe(self, member: _Member) -> PluginDescription:
         found = member.found
+        problems = [p for p in (*self._styles.problems, *self._loras.problems) if p.file == found.origin]
         offers = {STYLES: len(member.styles), LORAS: len(member.loras)}
-        problems = [*member.problems]
         python = {m.found.origin for m in self._members}
         if found.plugin is self._style_files:
+            problems = [p for p in self._styles.problems if p.file not in python]
             offers = {STYLES: len(self._style_files.items)}
-            problems += [p for p in self._styles.problems if p.file not in python]
         elif found.plugin is self._lora_files:
+            problems = [p for p in self._loras.problems if p.file not in python]
             offers = {LORAS: len(self._lora_files.items)}
-            problems += [p for p in self._lora_problems if p.file not in python]
-        else:
-            problems += [p for p in (*self._styles.problems, *self._lora_problems) if p.file == found.origin]
         hooks = [hook for hook in HOOKS if any(i.plugin is found.plugin for i in self._chains[hook])]
         offers = {kind: count for kind, count in offers.items() if count}
-        return PluginDescription(found.name, found.origin, tuple(hooks), tuple(problems), offers)
+        return PluginDescription(found.name, found.origin, tuple(hooks), (*member.problems, *problems), offers)
 
 
 def _adopted(value: Any, kind: type, found: Found) -> Any:

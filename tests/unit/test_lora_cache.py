@@ -22,9 +22,10 @@ from yarl import URL
 from tenkaigen_worker.errors import Code, InfrastructureError, InputError
 from tenkaigen_worker.loras.cache import LoraCache
 from tenkaigen_worker.loras.download import ATTEMPTS, Hub, MayPass, wait_for_it
+from tenkaigen_worker.loras.folder import Folder, lock
 from tenkaigen_worker.loras.partial import Partial
-from tenkaigen_worker.loras.shelf import Shelf, lock
 from tenkaigen_worker.plugin import Lora
+from tenkaigen_worker.plugin.lora_source import WebFile
 from tests.unit.lora_bytes import lora_bytes
 from tests.unit.lora_server import (
     ETAG,
@@ -73,8 +74,8 @@ async def make_cache(tmp_path: Path) -> AsyncIterator[MakeCache]:
     made: list[LoraCache] = []
 
     def make(*, max_bytes: int = 10**9, max_file_bytes: int = 10**8, **options: Any) -> LoraCache:
-        shelf = Shelf(tmp_path / "loras", max_bytes)
-        cache = LoraCache(shelf, max_file_bytes=max_file_bytes, wait=lambda state: 0, **options)
+        folder = Folder(tmp_path / "loras", max_bytes)
+        cache = LoraCache(folder, max_file_bytes=max_file_bytes, wait=lambda state: 0, **options)
         made.append(cache)
         return cache
 
@@ -89,7 +90,7 @@ async def held(cache: LoraCache, lora: Lora) -> bytes:
 
 
 def names(cache: LoraCache) -> set[str]:
-    return {path.name for path in cache.shelf.folder.iterdir()}
+    return {path.name for path in cache.folder.path.iterdir()}
 
 
 async def test_a_file_is_fetched_once_and_then_used_without_a_network(serve: Serve, make_cache: MakeCache) -> None:
@@ -147,8 +148,8 @@ async def test_bytes_of_an_earlier_process_are_gone_on_with(serve: Serve, make_c
 async def test_a_file_that_was_complete_but_unnamed_needs_no_byte_more(serve: Serve, make_cache: MakeCache) -> None:
     server = await serve()
     cache, lora = make_cache(), lora_of(server)
-    cache.shelf.folder.mkdir()
-    cache.shelf.partial(lora.sha256).write_bytes(CONTENT)
+    cache.folder.path.mkdir()
+    cache.folder.partial(lora.sha256).write_bytes(CONTENT)
 
     assert await held(cache, lora) == CONTENT
     assert server.ranges == [f"bytes={len(CONTENT)}-"]
@@ -157,8 +158,8 @@ async def test_a_file_that_was_complete_but_unnamed_needs_no_byte_more(serve: Se
 async def test_a_damaged_beginning_is_fetched_again(serve: Serve, make_cache: MakeCache) -> None:
     server = await serve()
     cache, lora = make_cache(), lora_of(server)
-    cache.shelf.folder.mkdir()
-    cache.shelf.partial(lora.sha256).write_bytes(CONTENT[: HALF - 1] + b"?")
+    cache.folder.path.mkdir()
+    cache.folder.partial(lora.sha256).write_bytes(CONTENT[: HALF - 1] + b"?")
 
     assert await held(cache, lora) == CONTENT
     assert server.ranges == [f"bytes={HALF}-", None]
@@ -168,10 +169,23 @@ async def test_a_file_that_was_damaged_on_disk_is_fetched_again(serve: Serve, ma
     server = await serve()
     cache, lora = make_cache(), lora_of(server)
     await held(cache, lora)
-    cache.shelf.file(lora.sha256).write_bytes(CONTENT[:-1] + b"?")
+    cache.folder.file(lora.sha256).write_bytes(CONTENT[:-1] + b"?")
 
     assert await held(cache, lora) == CONTENT
     assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(("etag", "goes_on"), [(ETAG, True), (None, False), ('W/"one"', False)])
+async def test_without_a_checksum_only_a_version_lets_it_go_on(
+    serve: Serve, make_cache: MakeCache, etag: str | None, goes_on: bool
+) -> None:
+    server = await serve(cut_after(HALF, etag=etag))
+
+    fetched = await make_cache().fetch("Style", WebFile(server.url))
+
+    assert fetched.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert fetched.path.read_bytes() == CONTENT
+    assert [asked is not None for asked in server.ranges] == [False, goes_on]
 
 
 # What will not pass, and what may
@@ -293,7 +307,7 @@ async def test_a_full_disk_is_said_and_left_tidy(
 
 async def test_a_folder_that_cannot_be_made(serve: Serve, make_cache: MakeCache) -> None:
     server, cache = await serve(), make_cache()
-    cache.shelf.folder.write_text("in the way")
+    cache.folder.path.write_text("in the way")
 
     with pytest.raises(InfrastructureError, match=r"set loras.cache_dir to another"):
         await held(cache, lora_of(server))
@@ -350,13 +364,39 @@ async def test_the_last_to_give_up_ends_the_download_and_leaves_it_to_go_on_with
     job.cancel()
     await asyncio.wait([job])
 
-    left = Partial.open(cache.shelf.partial(lora_of(server).sha256))
+    left = Partial.open(cache.folder.partial(lora_of(server).sha256))
     assert left is not None, "it is still locked"
     assert left.size >= 1 << 20
     left.close()
 
 
-async def test_two_processes_share_one_download(serve: Serve, make_cache: MakeCache, tmp_path: Path) -> None:
+PROGRAM = """
+import asyncio, logging, sys
+from pathlib import Path
+from tenkaigen_worker.loras.cache import LoraCache
+from tenkaigen_worker.loras.folder import Folder
+from tenkaigen_worker.plugin import Lora
+
+async def main(folder, url, sha256):
+    cache = LoraCache(Folder(Path(folder), 10**9), max_file_bytes=10**9)
+    async with cache.hold([Lora("Style", url, sha256, base_model="tiny")]) as files:
+        print(files[sha256].stat().st_size)
+    await cache.close()
+
+logging.basicConfig(level="INFO", stream=sys.stderr, format="%(action)s")
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def process_with(folder: Path, lora: Lora) -> asyncio.subprocess.Process:
+    """Start another process that wants a LoRA."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, str(folder), lora.source, lora.sha256,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def test_two_processes_share_one_download(serve: Serve, tmp_path: Path) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slowly(asked: Asked) -> web.StreamResponse:
@@ -368,33 +408,9 @@ async def test_two_processes_share_one_download(serve: Serve, make_cache: MakeCa
         return response
 
     server = await serve(slowly)
-    lora = lora_of(server)
-    program = """
-import asyncio, logging, sys
-from pathlib import Path
-from tenkaigen_worker.loras.cache import LoraCache
-from tenkaigen_worker.loras.shelf import Shelf, lock
-from tenkaigen_worker.plugin import Lora
-
-async def main(folder, url, sha256):
-    cache = LoraCache(Shelf(Path(folder), 10**9), max_file_bytes=10**9)
-    async with cache.hold([Lora("Style", url, sha256, base_model="tiny")]) as files:
-        print(files[sha256].stat().st_size)
-    await cache.close()
-
-logging.basicConfig(level="INFO", stream=sys.stderr, format="%(action)s")
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-    async def start() -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-c", program, str(tmp_path / "loras"), lora.source, lora.sha256,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-
-    first = await start()
+    first = await process_with(tmp_path, lora_of(server))
     await begun.wait()
-    second = await start()
+    second = await process_with(tmp_path, lora_of(server))
     assert second.stderr is not None
     assert (await second.stderr.readline()).strip() == b"lora_awaited"
     go_on.set()
@@ -403,6 +419,27 @@ asyncio.run(main(*sys.argv[1:]))
         out, _ = await process.communicate()
         assert out.split() == [str(len(CONTENT)).encode()]
     assert len(server.seen) == 1
+
+
+async def test_a_process_that_is_killed_leaves_nothing_in_the_way(serve: Serve, make_cache: MakeCache) -> None:
+    begun = asyncio.Event()
+
+    async def half(asked: Asked) -> web.StreamResponse:
+        response = await asked.begin()
+        await response.write(CONTENT[:HALF])
+        begun.set()
+        await asyncio.Event().wait()
+        return response
+
+    server, cache = await serve(half), make_cache()
+    process = await process_with(cache.folder.path, lora_of(server))
+    await begun.wait()
+    here = asyncio.create_task(held(cache, lora_of(server)))
+    process.kill()
+    await process.communicate()
+
+    assert await here == CONTENT
+    assert names(cache) == {f"{lora_of(server).sha256}.safetensors"}
 
 
 # The limit of the folder
@@ -428,16 +465,17 @@ async def test_what_was_not_used_for_longest_goes_first(
 async def test_nothing_that_is_in_use_is_removed(
     serve: Serve, make_cache: MakeCache, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "tenkaigen.loras")
     one, two = lora_of(await serve()), lora_of(await serve(content=OTHER), OTHER)
     cache, others = make_cache(max_bytes=len(CONTENT)), make_cache(max_bytes=0)
 
     async with cache.hold([one]) as files:
         await held(cache, two)
-        assert others.shelf.make_room() == [] or files[one.sha256].exists()
+        others.folder.make_room()
         assert files[one.sha256].read_bytes() == CONTENT
     assert "loras_over_limit" in [getattr(record, "action", "") for record in caplog.records]
 
-    others.shelf.make_room()
+    others.folder.make_room()
     assert names(cache) == set()
 
 
@@ -506,7 +544,7 @@ async def test_a_local_file_is_used_where_it_lies(make_cache: MakeCache, tmp_pat
 
     async with cache.hold([lora]) as files:
         assert files == {lora.sha256: file}
-    assert not cache.shelf.folder.exists()
+    assert not cache.folder.path.exists()
 
     file.write_bytes(OTHER)
     with pytest.raises(InputError, match="and should have"):

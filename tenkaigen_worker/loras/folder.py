@@ -50,25 +50,25 @@ class Loan:
         os.close(self._handle)
 
 
-class Shelf:
-    """The files in ``folder``, of which those that were not used for longest go beyond ``max_bytes``."""
+class Folder:
+    """The files in ``path``, of which those that were not used for longest go beyond ``max_bytes``."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder = folder
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
         self._max_bytes = max_bytes
 
     def file(self, sha256: str) -> Path:
         """Where the file with this SHA-256 is, or will be."""
-        return self.folder / f"{sha256}{SUFFIX}"
+        return self.path / f"{sha256}{SUFFIX}"
 
     def partial(self, key: str) -> Path:
         """Where a file is while it is being fetched."""
-        return self.folder / f"{key}{PARTIAL_SUFFIX}"
+        return self.path / f"{key}{PARTIAL_SUFFIX}"
 
     def entries(self) -> list[Kept]:
         """Every file, the one that was not used for longest first."""
         found = []
-        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
             for entry in entries:
                 if entry.name.endswith((SUFFIX, PARTIAL_SUFFIX)):
                     with suppress(FileNotFoundError):  # removed meanwhile
