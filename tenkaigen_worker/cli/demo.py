@@ -1,10 +1,13 @@
-"""``tenkaigen demo``: three rows inserted by plain SQL, three pictures."""
+"""``tenkaigen demo``: rows inserted by plain SQL, first for pictures from words, then for pictures from those."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +15,11 @@ import click
 
 from tenkaigen_worker.cli.signals import cancel_on_stop
 from tenkaigen_worker.errors import TenkaigenError
+from tenkaigen_worker.jobs import Status
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from tenkaigen_worker.config import Settings
     from tenkaigen_worker.jobs import JobView
 
@@ -21,6 +27,13 @@ INSERTS = (
     "INSERT INTO generation_jobs (prompt, style) VALUES ('A cyberpunk samurai', 'Anime')",
     "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Watercolor')",
     "INSERT INTO generation_jobs (prompt, style) VALUES ('A lighthouse in a storm', 'Line Art')",
+)
+
+# What the second half shows, from the first finished picture: {picture} and {mask} are references.
+VARIATIONS = (
+    "INSERT INTO generation_jobs (prompt, mode, loras) VALUES ('A dragon', 'lightning', '[\"Demo Pattern\"]')",
+    "INSERT INTO generation_jobs (prompt, reference, strength) VALUES ('A samurai at night', '{picture}', 0.5)",
+    "INSERT INTO generation_jobs (prompt, reference, mask) VALUES ('A red moon', '{picture}', '{mask}')",
 )
 
 FAREWELL = (
@@ -33,9 +46,10 @@ FAREWELL = (
 @click.command()
 @click.pass_context
 def demo(ctx: click.Context) -> None:
-    """Make three pictures: start everything, insert three rows by plain SQL, follow them, end everything.
+    """Make six pictures: start everything, insert rows by plain SQL, follow them, end everything.
 
-    Whatever the configuration says, it uses a database of its own and the untrained demonstration model. All that it
+    Three are made from words alone; one with a LoRA made on the spot, one from the first picture, and one by drawing
+    a part of that anew. Whatever the configuration says, it uses a database of its own and the untrained demonstration model. All that it
     leaves is in ./.tenkaigen.
 
     \b
@@ -60,7 +74,7 @@ async def _demo() -> None:
     logs = loaded.settings.state_dir / "logs"
     click.echo(f"Starting PostgreSQL, the API and a worker; their logs are in {logs}")
     async with running_stack(loaded, environ, log_dir=logs) as stack:
-        jobs = await _insert_and_follow(stack.dsn)
+        jobs = await _insert_and_follow(stack.dsn, loaded.settings)
     click.echo()
     for job in jobs:
         await _show(job, loaded.settings)
@@ -72,13 +86,34 @@ def _configuration() -> Path:
     from tenkaigen_worker.config import Settings
 
     api_port, health_port = _free_ports(2)
-    file = Settings().state_dir / "demo.yaml"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(
-        f"engine:\n  backend: tiny\napi:\n  port: {api_port}\nworker:\n  health_port: {health_port}\n",
-        encoding="utf-8",
-    )
+    folder = Settings().state_dir
+    settings = {
+        "engine": {"backend": "tiny"},
+        "api": {"port": api_port},
+        "worker": {"health_port": health_port},
+        "plugins": {"paths": [str(_plugins(folder / "demo"))]},
+    }
+    file = folder / "demo.yaml"
+    file.write_text(json.dumps(settings, indent=2), encoding="utf-8")  # JSON is YAML
     return file
+
+
+def _plugins(folder: Path) -> Path:
+    """Make a LoRA for the demonstration model, and the file that registers it."""
+    from tenkaigen_worker.engine.demo_lora import write_demo_lora
+
+    weights = folder / "loras" / "demo_pattern.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    write_demo_lora(weights)
+    lora = {
+        "name": "Demo Pattern",
+        "source": weights.name,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "base_model": "tiny",
+        "commercial_use": True,
+    }
+    weights.with_suffix(".yaml").write_text(json.dumps(lora, indent=2), encoding="utf-8")
+    return folder
 
 
 def _free_ports(count: int) -> list[int]:
@@ -89,39 +124,66 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-async def _insert_and_follow(dsn: str) -> list[JobView]:
+async def _insert_and_follow(dsn: str, settings: Settings) -> list[JobView]:
+    from tenkaigen_worker.config import DatabaseSettings
+    from tenkaigen_worker.database.connect import open_pool
+
+    async with await open_pool(DatabaseSettings(), dsn, "tenkaigen demo") as pool:
+        jobs = await _follow(pool, INSERTS)
+        picture = f"job:{jobs[0].id}/0"
+        mask = await _half_mask(jobs[0], settings)
+        jobs += await _follow(pool, [text.format(picture=picture, mask=mask) for text in VARIATIONS])
+    return jobs
+
+
+async def _follow(pool: asyncpg.Pool, statements: Sequence[str]) -> list[JobView]:
     from rich.console import Console
 
     from tenkaigen_worker.cli.follow import follow
-    from tenkaigen_worker.config import DatabaseSettings
-    from tenkaigen_worker.database.connect import open_pool
     from tenkaigen_worker.database.submissions import Submissions
 
-    async with await open_pool(DatabaseSettings(), dsn, "tenkaigen demo") as pool:
-        submissions = Submissions(pool)
-        jobs = []
-        for statement in INSERTS:
-            click.echo(f"  {statement};")
-            job = await submissions.get(await pool.fetchval(f"{statement} RETURNING id"))
-            assert job is not None  # noqa: S101 - it was inserted a moment ago
-            jobs.append(job)
-        finished = []
-        async for job in follow(jobs, submissions.get, Console()):
-            click.echo(f"  {job.prompt}, {job.style}: {job.status}")
-            finished.append(job)
-        return finished
+    submissions = Submissions(pool)
+    jobs = []
+    for statement in statements:
+        click.echo(f"  {statement};")
+        job = await submissions.get(await pool.fetchval(f"{statement} RETURNING id"))
+        assert job is not None  # noqa: S101 - it was inserted a moment ago
+        jobs.append(job)
+    finished = {}
+    async for job in follow(jobs, submissions.get, Console()):
+        click.echo(f"  {job.prompt}, {job.style or 'no style'}: {job.status}")
+        if job.status is not Status.COMPLETED:
+            raise TenkaigenError(f"Job {job.id} {job.status}: {job.error_message}")
+        finished[job.id] = job
+    return [finished[job.id] for job in jobs]
+
+
+async def _half_mask(job: JobView, settings: Settings) -> str:
+    """Upload a mask that has a job's picture drawn anew in its right half."""
+    from PIL import Image
+
+    from tenkaigen_worker.references.uploads import Uploads, encode
+    from tenkaigen_worker.storage.factory import make_storage
+
+    width, height = job.outputs[0].width, job.outputs[0].height
+    mask = Image.new("L", (width, height), "black")
+    mask.paste(255, (width // 2, 0, width, height))
+    kept = await Uploads(make_storage(settings), settings.references).keep(encode(mask), owner=None)
+    return str(kept.upload)
 
 
 async def _show(job: JobView, settings: Settings) -> None:
     from tenkaigen_worker.images import read_recipe
-    from tenkaigen_worker.jobs import Status
     from tenkaigen_worker.storage.factory import make_storage
 
-    if job.status is not Status.COMPLETED:
-        raise TenkaigenError(f"Job {job.id} {job.status}: {job.error_message}")
     path = await make_storage(settings).find(job.outputs[0].key)
     if path is None:
         raise TenkaigenError(f"The picture of job {job.id} is not where it was stored: {job.outputs[0].url}")
     made = read_recipe(path)
     click.echo(path)
-    click.echo(f"  {made.recipe.style}, seed {made.seed}, {made.recipe.steps} steps: {made.recipe.prompt}")
+    recipe = made.recipe
+    extras = [f"the LoRA {lora.name}" for lora in recipe.loras]
+    if recipe.reference:
+        extras.append(f"{'a part drawn anew' if recipe.mask else 'from a picture'}, strength {recipe.strength:g}")
+    about = ", ".join([recipe.style, f"seed {made.seed}", f"{recipe.steps} steps", *extras])
+    click.echo(f"  {about}: {recipe.prompt}")

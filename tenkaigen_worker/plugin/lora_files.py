@@ -13,6 +13,10 @@ from tenkaigen_worker.plugin.lora_source import anchored, parse_source
 from tenkaigen_worker.plugin.types import Lora, check_characters, check_name, check_sha256, check_weight
 
 
+def _check_lora_name(name: str) -> str:
+    return check_name(name, "LoRA")
+
+
 def _check_source(text: str) -> str:
     parse_source(text)
     return text
@@ -22,7 +26,7 @@ def _lower(digest: object) -> object:
     return digest.lower() if isinstance(digest, str) else digest
 
 
-Name = Annotated[str, AfterValidator(check_name)]
+Name = Annotated[str, AfterValidator(_check_lora_name)]
 Words = Annotated[str, AfterValidator(check_characters)]
 
 

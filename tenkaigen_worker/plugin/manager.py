@@ -82,7 +82,8 @@ class _Member:
 class Plugins:
     """The plugins in force, in load order: built-ins, installed packages, then the configured files.
 
-    Python is loaded once; YAML files are read again when they change, whenever what they offer is looked at. ``found`` takes the place of all Python plugins that could be found.
+    Python is loaded once; YAML files are read again when they change, whenever what they offer is looked at.
+    ``found`` takes the place of all Python plugins that could be found.
     """
 
     def __init__(self, settings: PluginSettings, found: Iterable[Found] | None = None) -> None:

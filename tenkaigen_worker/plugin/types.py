@@ -37,7 +37,7 @@ class LoraUse:
     weight: float | None = None
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_name(self.name, "LoRA")
         if self.weight is not None:
             check_weight(self.weight)
 
@@ -116,7 +116,7 @@ class Lora:
         if isinstance(self.aliases, str) or isinstance(self.trigger_words, str):
             raise ValueError("a LoRA's aliases and trigger_words are tuples of texts, such as ('one', 'two')")
         for name in (self.name, *self.aliases):
-            check_name(name)
+            check_name(name, "LoRA")
         for words in self.trigger_words:
             check_characters(words)
         parse_source(self.source)

@@ -98,7 +98,7 @@ def test_nothing_is_overwritten_and_no_name_is_taken(run: Run, file: Path, tmp_p
     [
         (["http://x.example/a", "--name", "A"], "a URL must begin with https://"),
         (["a.ckpt", "--name", "A"], "does not end with .safetensors"),
-        (["a.safetensors", "--name", "--"], "a name needs a letter"),
+        (["a.safetensors", "--name", "--"], "a LoRA's name needs a letter"),
         (["a.safetensors", "--name", "A", "--weight", "9"], "from -4 to 4, not 9"),
         (["a.safetensors"], "Missing option '--name'"),
     ],

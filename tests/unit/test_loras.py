@@ -68,7 +68,7 @@ def test_a_relative_path_starts_at_the_file(tmp_path: Path) -> None:
         (LEAST + "trigger: x\n", 4, "unknown key 'trigger'; did you mean trigger_words? The keys are: name, source"),
         (LEAST + "aliases: Sumi\n", 4, "aliases must be a list, such as [a, b]"),
         (LEAST + "aliases: [a, 5]\n", 4, "aliases.1 must be text: put it in quotes"),
-        (LEAST + "aliases: ['--']\n", 4, "a name needs a letter or a digit"),
+        (LEAST + "aliases: ['--']\n", 4, "a LoRA's name needs a letter or a digit"),
         (LEAST + "weight: 4.5\n", 4, "weight: a LoRA's weight is from -4 to 4, not 4.5"),
         (LEAST + "weight: .nan\n", 4, "weight must be a finite number"),
         (LEAST + "weight: much\n", 4, "weight must be a number"),

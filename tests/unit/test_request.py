@@ -101,7 +101,7 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 def test_everything_wrong_is_said_at_once() -> None:
-    said = problems(prompt=" ", style="Anmie", mode="fast", width=1000, seed=-1, count=9, loras=["x"])
+    said = problems(prompt=" ", style="Anmie", mode="fast", width=1000, seed=-1, count=9, webhook_url="x")
 
     assert said == {
         "prompt": "must not be empty: say in words what to draw",
@@ -110,7 +110,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         "width": "must be a multiple of 16, such as 992 or 1008, not 1000",
         "seed": "must be a whole number from 0 to 4294967295, not -1",
         "count": "must be a whole number from 1 to 8, not 9",
-        "loras": "this version cannot do that yet: leave it out",
+        "webhook_url": "this version cannot do that yet: leave it out",
     }
 
 
@@ -247,7 +247,7 @@ def test_what_cannot_be_done_yet_is_refused(field: str) -> None:
 
 def test_something_wrong_besides_is_an_invalid_request() -> None:
     with pytest.raises(InputError) as error:
-        read(mask="x", seed=-1)
+        read(webhook_url="x", seed=-1)
 
     assert error.value.code is Code.INVALID_REQUEST
 

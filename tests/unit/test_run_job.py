@@ -417,7 +417,7 @@ async def test_a_job_whose_names_another_worker_has_is_left_to_it(
         {"style": "Cubism"},  # nobody has it
         {"style": "Ukiyo-e", "width": 500},  # nobody can make that
         {"style": "Ukiyo-e", "mode": "turbo"},  # one has the style, the other the mode
-        {"style": "Ukiyo-e", "reference": "https://shop.example/a.png"},
+        {"style": "Ukiyo-e", "webhook_url": "https://shop.example/done"},
     ],
 )
 async def test_a_job_that_no_worker_can_make_fails(
