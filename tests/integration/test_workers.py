@@ -44,7 +44,13 @@ async def test_what_was_announced_is_read_back(workers: PostgresWorkers) -> None
     assert await workers.live() == [WORKER, OTHER]
 
     changed = replace(
-        WORKER, state=WorkerState.UNREADY, styles={"Ukiyo-e": "Holzschnitt, häufig"}, modes=("turbo",), picture_ms={}
+        WORKER,
+        state=WorkerState.UNREADY,
+        styles={"Ukiyo-e": "Holzschnitt, häufig"},
+        modes=("turbo",),
+        picture_ms={},
+        loras={},
+        templates={"Becher": "rundum"},
     )
     await workers.announce(changed)
     assert await workers.live() == [changed, OTHER]

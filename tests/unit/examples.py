@@ -52,6 +52,7 @@ WORKER = Announcement(
     styles={"Standard": "", "Anime": "Vibrant"},
     modes=("quality", "fast"),
     picture_ms={"quality": 20_000},
+    loras={"Ink": ("Edo",)},
 )
 
 

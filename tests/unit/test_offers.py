@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tenkaigen_worker.offers import LINE_AT_MOST, Line, Offer, Work, WorkerState
+from tenkaigen_worker.request import Names
 from tests.unit.examples import WORKER
 
 OTHER = replace(
@@ -16,6 +17,8 @@ OTHER = replace(
     styles={"ANIME": "Spelled otherwise", "Ukiyo-e": "Woodblock"},
     modes=("Fast", "turbo"),
     picture_ms={"Fast": 1000, "quality": 40_000},
+    loras={"INK": (), "Sumi": ()},
+    templates={"Mug Wrap": "Around"},
 )
 
 
@@ -25,6 +28,9 @@ def test_what_several_workers_have_is_joined() -> None:
     assert offer.modes == ("quality", "fast", "turbo")
     assert offer.picture_ms == {"quality": 30_000, "fast": 1000}
     assert offer.ready == 1
+    assert offer.loras == {"Ink": ("Edo",), "Sumi": ()}
+    assert offer.templates == {"Mug Wrap": "Around"}
+    assert set(Names.of(offer).loras) == {"Ink", "Edo", "Sumi"}
 
 
 @pytest.mark.parametrize(

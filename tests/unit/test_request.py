@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenkaigen_worker.errors import Code, InputError
+from tenkaigen_worker.plugin.types import LoraUse
 from tenkaigen_worker.request import NOT_YET, Names, Request, read_request, request_hash
 
 STYLES = ("Standard", "Anime", "Line Art")
@@ -250,6 +252,87 @@ def test_something_wrong_besides_is_an_invalid_request() -> None:
         read(webhook_url="x", seed=-1)
 
     assert error.value.code is Code.INVALID_REQUEST
+
+
+LORAS = ("Ink", "Sumi")
+TEMPLATES = ("Mug Wrap",)
+UPLOAD = "upload:019dac38-5e55-74f3-8ac4-2ecd7f3d5ac2"
+
+
+def read_more(**fields: Any) -> Request:
+    return read_request(fields, Names(STYLES, MODES, LORAS, TEMPLATES))
+
+
+def test_what_comes_from_a_row_is_what_went_into_it() -> None:
+    """JSON columns come as text; what is checked may be inserted, and read again."""
+    request = read_more(
+        template="mug_wrap",
+        variables={"animal": "fox", "legs": 4, "tail": None},
+        style="Auto",
+        loras=["ink", {"name": "SUMI", "weight": "0.5"}],
+        franchise="sumi",
+        reference=f" {UPLOAD.upper().replace('UPLOAD', 'upload')} ",
+        mask="job:3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11/7",
+        strength="0.5",
+    )
+    columns = request.columns()
+    assert columns == {
+        "prompt": "",
+        "template": "Mug Wrap",
+        "template_variables": {"animal": "fox", "legs": "4"},
+        "style": "auto",
+        "loras": ({"name": "Ink"}, {"name": "Sumi", "weight": 0.5}),
+        "franchise": "Sumi",
+        "reference": UPLOAD,
+        "mask": "job:3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11/7",
+        "strength": 0.5,
+        "count": 1,
+    }
+    row = columns | {name: json.dumps(columns[name]) for name in ("loras", "template_variables")}
+    assert read_more(**row) == request
+    assert request_hash(read_more(**row)) == request_hash(request)
+
+
+@pytest.mark.parametrize("loras", ["Ink", ["ink"], '["INK"]', [{"name": "Ink"}], [{"name": "Ink", "weight": None}]])
+def test_one_lora_in_several_ways(loras: object) -> None:
+    assert read_more(prompt="x", loras=loras).loras == (LoraUse("Ink"),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        ({"loras": ["Inc"]}, "loras", "there is no LoRA 'Inc'; did you mean Ink?"),
+        ({"loras": {"Ink": 1}}, "loras", "must be a list"),
+        ({"loras": [{"name": "Ink", "wieght": 1}]}, "loras", "objects such as"),
+        ({"loras": [{"name": "Ink", "weight": 4.5}]}, "loras", "must be a number from -4 to 4, not 4.5"),
+        ({"loras": ["Ink", "ink"]}, "loras", "Ink is in it twice"),
+        ({"loras": "[" * 100_000}, "loras", "must be plain JSON"),
+        ({"loras": [["Ink"]]}, "loras", "must be text"),
+        ({"template": "Mug"}, "template", "there is no template 'Mug'"),
+        ({"variables": {"a": "b"}}, "template_variables", "needs a template"),
+        ({"template": "Mug Wrap", "variables": ["a"]}, "template_variables", "must be an object"),
+        ({"template": "Mug Wrap", "variables": {"a": True}}, "template_variables", "'a' must be text, not True"),
+        ({"reference": "fox.png"}, "reference", "must be upload:ID"),
+        ({"reference": "http://x.y/z"}, "reference", "must be an https:// URL"),
+        ({"mask": UPLOAD}, "mask", "needs a picture to start from: name one in reference"),
+        ({"strength": 0.5}, "strength", "needs a picture to start from: name one in reference"),
+        ({"reference": UPLOAD, "strength": 0}, "strength", "above 0 and at most 1"),
+        ({"reference": UPLOAD, "strength": 1.5}, "strength", "above 0 and at most 1"),
+    ],
+    ids=short,
+)
+def test_wrong_names_and_pictures(fields: dict[str, Any], field: str, says: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_more(prompt="x", **fields)
+    (problem,) = error.value.problems
+    assert problem.field == field
+    assert says in problem.message
+
+
+def test_a_prompt_or_a_template() -> None:
+    with pytest.raises(InputError, match="prompt: must not be empty"):
+        read_more(template=" ")
+    assert read_more(template="Mug Wrap").prompt == ""
 
 
 def test_a_request_is_frozen() -> None:
