@@ -18,6 +18,7 @@ import asyncpg
 import pytest
 
 from tenkaigen_worker.storage.local import LocalStorage
+from tests.unit.pictures import gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,24 @@ async def test_submit_prints_the_id_of_the_row(run: Run, pool: asyncpg.Pool) -> 
     assert UUID(result.stdout.strip()) == row["id"]
     asked = [row[name] for name in ("prompt", "style", "width", "seed", "count", "negative_prompt", "height")]
     assert asked == ["A fox", "Line Art", 512, 7, 2, "text", None]
+
+
+async def test_submit_uploads_files(run: Run, pool: asyncpg.Pool, tmp_path: Path) -> None:
+    gradient(32, 32).save(tmp_path / "fox.png")
+    variables = ("--template", "Sticker", "--var", "mood=sad", "--var", "colors=a=b")
+    result = await run("submit", "A fox", "--reference", "fox.png", *variables, "--strength", "0.5")
+    assert result.exit_code == 0, result.stderr
+    [row] = await jobs(pool)
+    assert (row["template"], row["template_variables"]) == ("Sticker", {"mood": "sad", "colors": "a=b"})
+    assert row["strength"] == 0.5
+    key = f"uploads/anonymous/{row['reference'].removeprefix('upload:')}.png"
+    assert (tmp_path / ".tenkaigen" / "files" / key).is_file()
+
+    (tmp_path / "fox.png").write_bytes(b"no picture")
+    result = await run("submit", "A fox", "--reference", "fox.png")
+    assert result.exit_code == 2
+    assert "--reference: fox.png:" in result.stderr
+    assert len(await jobs(pool)) == 1
 
 
 async def test_submit_says_which_limit_is_reached(run: Run, pool: asyncpg.Pool) -> None:

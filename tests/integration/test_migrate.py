@@ -171,6 +171,12 @@ async def test_a_wrong_value_is_refused_by_a_rule_that_says_what_is_wrong(
     assert refused.value.constraint_name == f"generation_jobs_{rule}"
 
 
+async def test_a_template_may_say_everything(pool: asyncpg.Pool[Any]) -> None:
+    assert await pool.fetchval("INSERT INTO generation_jobs (template) VALUES ('Sticker') RETURNING prompt") == ""
+    with pytest.raises(asyncpg.CheckViolationError, match="prompt_not_blank"):
+        await pool.execute("INSERT INTO generation_jobs (template) VALUES (' ')")
+
+
 async def test_a_table_of_the_shop_is_adopted_with_its_rows(
     empty: str, connection: asyncpg.Connection[Any], caplog: pytest.LogCaptureFixture
 ) -> None:

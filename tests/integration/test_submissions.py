@@ -99,7 +99,6 @@ async def test_a_broken_rule_is_told_in_its_own_words(
 @pytest.mark.parametrize(
     "columns",
     [
-        {"style": "Anime"},
         {**PHOENIX, "seed": 10**30},
         {**PHOENIX, "height": "tall"},
         {**PHOENIX, "style": "half \ud800"},

@@ -149,9 +149,10 @@ async def test_rows_that_only_the_worker_can_refuse_fail_and_stop_nobody(start: 
         "style": "invalid_request",
         "mode": "invalid_request",
         "pixels": "invalid_request",
-        "reference": "unsupported",
+        "reference": "invalid_request",
         "?!": "refused",
     }
     assert "Anime" in rows["style"]["error_message"]
     assert "quality" in rows["mode"]["error_message"]
     assert "pixels" in rows["pixels"]["error_message"]
+    assert "references.allowed_hosts" in rows["reference"]["error_message"]

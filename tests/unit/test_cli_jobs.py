@@ -41,6 +41,40 @@ def test_every_wrong_field_is_named(run) -> None:
     assert "Nothing was queued" in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["A fox", "--reference", "fox.png"], "Invalid value for --reference: there is no file fox.png."),
+        (["A fox", "--reference", "job:7"], "reference: must be upload:ID"),
+        (["A fox", "--mask", "."], "Invalid value for --mask: there is no file"),
+        (["A fox", "--strength", "0.5"], "strength: needs a picture to start from"),
+        (["A fox", "--lora", "Ink:0.5"], "loras: there is no LoRA 'Ink'"),
+        (["--template", "stikker"], "template: there is no template 'stikker'; did you mean Sticker?"),
+        (["--template", "sticker", "--var", "mood"], "'mood' is no NAME=TEXT, such as animal=fox"),
+        (["A fox", "--var", "mood=sad"], "template_variables: needs a template"),
+    ],
+)
+def test_what_is_wrong_beside_the_prompt(run, arguments: list[str], says: str) -> None:
+    result = run("submit", *arguments)
+    assert result.exit_code in (1, 2)
+    assert says in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("Ink", {"name": "Ink"}),
+        ("Ink:0.5", {"name": "Ink", "weight": "0.5"}),
+        ("Ink:-1", {"name": "Ink", "weight": "-1"}),
+        ("Fox: Red", {"name": "Fox: Red"}),
+        ("Film 2:2", {"name": "Film 2", "weight": "2"}),
+    ],
+)
+def test_a_lora_and_its_weight(given: str, asked: dict[str, str]) -> None:
+    context = cli.get_command(None, "submit").make_context("submit", ["A fox", "--lora", given])  # type: ignore[arg-type,union-attr]
+    assert context.params["loras"] == [asked]
+
+
 def test_an_empty_prompt_is_named(run) -> None:
     result = run("submit", "  ")
     assert (result.exit_code, "prompt: must not be empty" in result.output) == (1, True)
