@@ -49,8 +49,8 @@ def demo(ctx: click.Context) -> None:
     """Make six pictures: start everything, insert rows by plain SQL, follow them, end everything.
 
     Three are made from words alone; one with a LoRA made on the spot, one from the first picture, and one by drawing
-    a part of that anew. Whatever the configuration says, it uses a database of its own and the untrained demonstration model. All that it
-    leaves is in ./.tenkaigen.
+    a part of that anew. Whatever the configuration says, it uses a database of its own and the untrained demonstration
+    model. All that it leaves is in ./.tenkaigen.
 
     \b
     Example:

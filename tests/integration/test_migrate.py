@@ -280,6 +280,16 @@ async def test_old_rows_that_break_a_rule_can_still_be_changed(empty: str, conne
     assert refused.value.problems == (FieldProblem("width", "must be a multiple of 16"),)
 
 
+async def test_old_rows_without_words_stay_as_they_are(connection: asyncpg.Connection[Any]) -> None:
+    await connection.execute(TEXT_SHOP)
+    await Shop(connection).insert("  ", "failed")
+    await migrate(connection)
+
+    await connection.execute("UPDATE generation_jobs SET image_data = NULL")
+    with pytest.raises(asyncpg.CheckViolationError, match="prompt_not_blank"):
+        await connection.execute("UPDATE generation_jobs SET status = 'queued'")
+
+
 async def test_the_shops_own_triggers_sleep_meanwhile(connection: asyncpg.Connection[Any]) -> None:
     await connection.execute(TEXT_SHOP)
     await Shop(connection).insert("waits", "pending", width=1000)

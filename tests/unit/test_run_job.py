@@ -397,10 +397,18 @@ async def test_a_job_that_cannot_start_soon_is_given_back(
     await running
 
 
-UKIYO_E = replace(WORKER, styles={"Ukiyo-e": ""}, modes=("quality", "fast"))
+UKIYO_E = replace(WORKER, styles={"Ukiyo-e": ""}, modes=("quality", "fast"), templates={"Tote": ""})
 
 
-@pytest.mark.parametrize("columns", [{"style": "ukiyo_e"}, {"style": "Ukiyo-e", "mode": "FAST"}])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"style": "ukiyo_e"},
+        {"style": "Ukiyo-e", "mode": "FAST"},
+        {"style": None, "loras": '["edo"]'},
+        {"style": None, "template": "tote", "franchise": "Ink"},
+    ],
+)
 async def test_a_job_whose_names_another_worker_has_is_left_to_it(
     columns: dict[str, str], queue: FakeQueue, workers: FakeWorkers, tools: Tools, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -426,6 +434,17 @@ async def test_a_job_that_no_worker_can_make_fails(
     workers.rows = [UKIYO_E, replace(WORKER, modes=("turbo",))]
     await run(job(**columns), tools)
     assert [kind for kind, _ in queue.outcomes] == ["failed"]
+
+
+async def test_a_style_that_nobody_can_use_is_passed_to_nobody(
+    queue: FakeQueue, workers: FakeWorkers, tools: Tools, tmp_path: Path
+) -> None:
+    (tmp_path / "lost.yaml").write_text("name: Lost\nloras: [Gone]\n")
+    workers.rows = [replace(WORKER, styles={"Lost": ""})]
+    await run(job(style="lost"), replace(tools, sources=sources(tmp_path)))
+    ((kind, failure),) = queue.outcomes
+    assert (kind, failure.message) == ("failed", "style: there is no LoRA 'Gone': none can be used here")
+    assert workers.asked == 0
 
 
 async def test_a_wrong_value_asks_nobody(workers: FakeWorkers, tools: Tools) -> None:
