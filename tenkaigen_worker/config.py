@@ -173,8 +173,8 @@ class WorkerSettings(Section):
         shortest = self.lease_seconds - self.heartbeat_seconds
         if self.rescue_seconds >= shortest:
             raise _disagree(
-                f"should be less than worker.lease_seconds - worker.heartbeat_seconds ({shortest:g}), so that no outage "
-                f"of the database goes unnoticed in which leases run out; it is {self.rescue_seconds:g}",
+                f"should be less than worker.lease_seconds - worker.heartbeat_seconds ({shortest:g}), so that no "
+                f"outage of the database goes unnoticed in which leases run out; it is {self.rescue_seconds:g}",
                 "rescue_seconds",
                 "lease_seconds",
                 "heartbeat_seconds",
