@@ -205,6 +205,19 @@ class WorkerSettings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _no_outage_goes_unnoticed(self) -> Self:
+        shortest = self.lease_seconds - self.heartbeat_seconds
+        if self.rescue_seconds >= shortest:
+            raise _disagree(
+                f"should be less than worker.lease_seconds - worker.heartbeat_seconds ({shortest:g}), so that no "
+                f"outage of the database goes unnoticed in which leases run out; it is {self.rescue_seconds:g}",
+                "rescue_seconds",
+                "lease_seconds",
+                "heartbeat_seconds",
+            )
+        return self
+
 
 class ApiSettings(Section):
     """The front door. It speaks to this machine only, unless ``allow_remote`` says otherwise."""

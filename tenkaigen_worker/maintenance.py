@@ -12,6 +12,7 @@ from tenkaigen_worker.database.upkeep import (
     Place,
     expire_late,
     files_removed,
+    ping,
     prunable,
     pruning,
     rescue_lost,
@@ -135,19 +136,22 @@ async def maintain(pool: asyncpg.Pool, storage: Storage, settings: WorkerSetting
 async def _keep_queue(pool: asyncpg.Pool, settings: WorkerSettings) -> None:
     """Rescue and expire every ``rescue_seconds``.
 
-    At first and after an outage of the database it waits for one heartbeat period: workers that could not renew their
-    leases meanwhile get the chance to.
+    At first, and once the database is back after an outage, it waits for one heartbeat period: workers that could not
+    renew their leases meanwhile get the chance to.
     """
-    pause = settings.heartbeat_seconds
+    was_away = True
     while True:
-        await asyncio.sleep(pause)
         try:
+            if was_away:
+                await ping(pool)
+                await asyncio.sleep(settings.heartbeat_seconds)
+                was_away = False
             await rescue(pool, settings.lease_seconds)
             await expire(pool)
-            pause = settings.rescue_seconds
         except DatabaseError as error:
             log.warning("maintenance waits: %s", error, extra={"action": "maintenance_failed"})
-            pause = max(settings.heartbeat_seconds, settings.rescue_seconds)
+            was_away = True
+        await asyncio.sleep(settings.rescue_seconds)
 
 
 async def _keep_files(pool: asyncpg.Pool, storage: Storage, settings: WorkerSettings) -> None:

@@ -53,6 +53,12 @@ class Place(NamedTuple):
 OLDEST = Place(datetime.min.replace(tzinfo=UTC), UUID(int=0))
 
 
+async def ping(pool: asyncpg.Pool) -> None:
+    """Ask the database for a sign of life."""
+    with database_faults("the database does not answer"):
+        await pool.execute("SELECT 1")
+
+
 async def rescue_lost(pool: asyncpg.Pool, lease_seconds: float) -> Sequence[LostJob]:
     """Take jobs from workers whose lease has run out; without a lease it ran out ``lease_seconds`` after the start."""
     with database_faults("cannot look for lost jobs"):

@@ -601,8 +601,40 @@ async def test_it_goes_on_after_an_outage_but_lets_workers_renew_first(
 
     await maintain(pool, files, WorkerSettings(heartbeat_seconds=20, rescue_seconds=10, prune_after_days=30))
 
-    assert pauses == {"rescue": [20, 10, 20, 10], "files": [10, 10, 10, 10], "prune": [10, 10, 10, 3600]}
+    assert pauses == {"rescue": [20, 10, 10, 20], "files": [10, 10, 10, 10], "prune": [10, 10, 10, 3600]}
     assert begun == [OLDEST, place, place]
+
+
+async def test_workers_renew_first_once_an_outage_is_over_and_not_while_it_lasts(
+    pool: asyncpg.Pool[Any], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = DatabaseError("away")
+    answers = {"ping": iter([away, away, None]), "rescue": iter([None, None])}
+    events: list[str | float] = []
+
+    def step(name: str) -> Callable[..., Awaitable[None]]:
+        async def next_answer(*_: object) -> None:
+            events.append(name)
+            if error := next(answers[name]):
+                raise error
+
+        return next_answer
+
+    async def note(seconds: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if task.get_name() == "rescue":
+            events.append(seconds)
+        if task.get_name() != "rescue" or events.count("rescue") == 2:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(maintenance, "ping", step("ping"))
+    monkeypatch.setattr(maintenance, "rescue", step("rescue"))
+    monkeypatch.setattr(maintenance.asyncio, "sleep", note)
+
+    await maintain(pool, files, WorkerSettings(heartbeat_seconds=20, rescue_seconds=10))
+
+    assert events == ["ping", 10, "ping", 10, "ping", 20, "rescue", 10, "rescue", 10]
 
 
 async def test_nothing_is_pruned_unless_asked_for(

@@ -35,20 +35,21 @@ ENVIRON = {
 }
 FEED_SECONDS = 0.3
 # How long the queue stays empty now and then: idle workers are killed, too.
-DRY_SECONDS = 2.0
+DRY_SECONDS = 6.0
 # A job that keeps its place is hit again and again; 20 attempts are the most that the table allows.
 SPARED_FROM = 8
 SPARE = "UPDATE generation_jobs SET priority = -1 WHERE status = 'queued' AND attempt >= $1"
 LOOK_SECONDS = 0.002
 
 # What a kill is aimed at, and the longest random pause after it, in seconds.
-STARTING, STORING = "starting", "storing"
+STARTING, STORING, COMPLETING = "starting", "storing", "completing"
 WORKER_AIMS = {
     STARTING: 1.5,
     "worker_ready": 0.2,
     "job_claimed": 0.01,
     "job_generating": 0.2,
     STORING: 0.03,
+    COMPLETING: 0.001,
     "job_completed": 0.01,
 }
 ENGINE_AIMS = {"job_claimed": 0.01, "job_generating": 0.2, STORING: 0.03, "job_completed": 0.05}
@@ -110,11 +111,13 @@ class Hunt:
         await worker.until("worker_ready")
         if aim == "worker_ready":
             return
-        action = "job_claimed" if aim == STORING else aim
+        action = "job_claimed" if aim in (STORING, COMPLETING) else aim
         before = 0 if fresh else _count(worker, action)
         line = await worker.until(action, times=before + moments.randint(1, 2))
         if aim == STORING:
             await self._until_a_file_of(line["job_id"], line["lease_token"], worker)
+        elif aim == COMPLETING:
+            await self._until_it_is_over(line["job_id"], line["lease_token"])
 
     async def _until_a_file_of(self, job_id: str, token: int, worker: Program) -> None:
         """Wait for the first sign of a picture in storage, or until the job ends without one."""
@@ -123,6 +126,13 @@ class Hunt:
                 if self._names(job_id, token) or _last_actions(worker)[job_id] not in ("job_claimed", "job_generating"):
                     return
                 await asyncio.sleep(LOOK_SECONDS)
+
+    async def _until_it_is_over(self, job_id: str, token: int) -> None:
+        """Wait until the row says that the lease has ended; the worker may not know yet."""
+        query = "SELECT status = 'processing' AND lease_token = $2 FROM generation_jobs WHERE id = $1"
+        async with asyncio.timeout(PATIENCE_SECONDS), self._pool.acquire() as connection:
+            while await connection.fetchval(query, UUID(job_id), token):
+                pass
 
     async def _kill_worker(self, worker: Program) -> None:
         family = [child for child in worker.children() if child.is_running()]

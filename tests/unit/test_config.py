@@ -264,6 +264,10 @@ worker:
 class TestSettingsThatDoNotFitTogether:
     """Each value is fine, both together are not."""
 
+    def test_an_outage_in_which_leases_run_out_is_noticed(self) -> None:
+        (problem,) = problems("worker:\n  lease_seconds: 50\n  rescue_seconds: 30\n")
+        assert problem.startswith("worker.yaml:3: worker.rescue_seconds: should be less than worker.lease_seconds - ")
+
     def test_listening_elsewhere_needs_a_server_of_ones_own(self) -> None:
         (problem,) = problems("database:\n  listen_url: postgresql://worker@db:5432/shop\n")
         assert problem.startswith("worker.yaml:2: database.listen_url: leads to another server than database.url")
