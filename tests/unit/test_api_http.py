@@ -370,6 +370,22 @@ async def test_a_style_of_this_moment_is_looked_up_before_it_is_refused(
     assert (await client.post("/api/generate", json={"prompt": "A fox", "style": "Ukiyo-e"})).status == 202
 
 
+async def test_loras_templates_and_pictures_are_checked_by_what_workers_have(
+    client: TestClient, workers: FakeWorkers, table: Table
+) -> None:
+    workers.rows = [replace(WORKER, templates={"Tote": ""})]
+    reference = "upload:019dac38-5e55-74f3-8ac4-2ecd7f3d5ac2"
+    asked = {"template": "tote", "variables": {"animal": "fox"}, "loras": [{"name": "edo", "weight": 0.5}]}
+    asked |= {"franchise": "INK", "reference": reference, "mask": reference, "strength": 0.5, "style": "auto"}
+    assert (await client.post("/api/generate", json=asked)).status == 202
+    columns = table.submitted[-1]
+    assert (columns["template"], columns["loras"]) == ("Tote", ({"name": "Edo", "weight": 0.5},))
+
+    wrong = {"template": "tot", "loras": ["Sumi"], "franchise": "Atlantis", "reference": "fox.png", "strength": 2}
+    body = await problem(await client.post("/api/generate", json=wrong), 400, "invalid_request")
+    assert {error["field"] for error in body["errors"]} == set(wrong)
+
+
 async def test_health_and_readiness(client: TestClient, outages: list[DatabaseError]) -> None:
     assert (await client.get("/healthz")).status == 200
     assert (await client.get("/readyz")).status == 200

@@ -287,6 +287,21 @@ class TestSettingsThatDoNotFitTogether:
         (problem,) = problems("generation: {default_mode: qualty}")
         assert problem == ("worker.yaml:1: generation.default_mode: no mode has this name; did you mean quality?")
 
+    @pytest.mark.parametrize(
+        ("mode", "says"),
+        [
+            (
+                "{steps: 4, guidance_scale: 1, max_steps: 3}",
+                "steps: should be from min_steps (1) to max_steps (3), not 4",
+            ),
+            ("{steps: 4, guidance_scale: 2, max_guidance_scale: 1}", "guidance_scale: should be at most max_guidance"),
+            ("{steps: 4, guidance_scale: 1, scheduler: turbo}", "scheduler: "),
+        ],
+    )
+    def test_a_mode_keeps_its_own_bounds(self, mode: str, says: str) -> None:
+        (problem,) = problems(f"generation: {{default_mode: fast, modes: {{fast: {mode}}}}}")
+        assert problem.startswith(f"worker.yaml:1: generation.modes.fast.{says}")
+
     def test_any_port_will_do_only_where_pictures_have_an_address_of_their_own(self) -> None:
         words = "with 0 nobody knows beforehand where pictures will be found: name a port, or set "
         assert problems("api: {port: 0}") == [f"worker.yaml:1: api.port: {words}storage.local.public_url"]
