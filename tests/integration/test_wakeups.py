@@ -221,7 +221,7 @@ async def test_a_half_open_connection_is_replaced(
 
 
 async def test_it_listens_where_listen_url_says(database: str, pool: asyncpg.Pool[Any], heard: Heard) -> None:
-    settings = DatabaseSettings(listen_url=SecretStr(database))
+    settings = DatabaseSettings(url=SecretStr(database), listen_url=SecretStr(database))
     nowhere = "postgresql://nobody@127.0.0.1:1/nowhere"
     async with Wakeups(settings, nowhere, pool, on_jobs=heard.on_jobs, on_cancel=heard.on_cancel) as listener:
         await listener.wait_proven()
