@@ -291,9 +291,8 @@ async def test_what_is_wrong_with_a_connection_names_its_setting(server: str) ->
 
 
 async def test_what_is_wrong_with_listen_url_is_said_of_listen_url(tmp_path: Path) -> None:
-    settings = DatabaseSettings(
-        url=SecretStr("postgresql://host/shop"), listen_url=SecretStr(f"postgresql://me:{PASSWORD}/x@host/shop")
-    )
+    wrong = f"postgresql://me:{PASSWORD}/x@host/shop"
+    settings = DatabaseSettings(url=SecretStr("postgresql://db/shop"), listen_url=SecretStr(wrong))
 
     with pytest.raises(DatabaseError, match=r"^database\.listen_url cannot be read") as refused:
         async with resolve_dsn(settings, tmp_path):

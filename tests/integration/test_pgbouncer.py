@@ -137,7 +137,7 @@ async def test_in_transaction_mode_nothing_is_heard_and_polling_still_finds_jobs
 @pytest.mark.parametrize(("mode", "direct"), [("transaction", True), ("session", False)])
 async def test_a_direct_way_or_session_mode_is_heard(mode: str, direct: bool, bounced: Bouncer, database: str) -> None:
     dsn, heard = bounced(mode), Heard()
-    settings = DatabaseSettings(url=SecretStr(database), listen_url=SecretStr(database) if direct else None)
+    settings = DatabaseSettings(url=SecretStr(dsn), listen_url=SecretStr(database) if direct else None)
     async with (
         await open_pool(settings, dsn, "tests") as pool,
         Wakeups(settings, dsn, pool, on_jobs=heard.on_jobs, on_cancel=heard.on_cancel) as listener,
