@@ -26,7 +26,7 @@ def _read_loras(_ctx: click.Context, _parameter: click.Parameter, given: tuple[s
 
 
 _OPTIONS = (
-    click.option("--style", metavar="NAME", help="See: tenkaigen styles. Without it: Standard."),
+    click.option("--style", metavar="NAME", help="See: tenkaigen styles. auto: the one that the prompt names."),
     click.option("--negative", "negative_prompt", metavar="TEXT", help="What should not be in the picture."),
     click.option("--width", metavar="PIXELS", help="64 to 4096, a multiple of 16."),
     click.option("--height", metavar="PIXELS", help="64 to 4096, a multiple of 16."),
