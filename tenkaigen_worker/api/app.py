@@ -22,6 +22,7 @@ def make_app(parts: Parts, settings: ApiSettings) -> web.Application:
     app.router.add_get("/healthz", routes.get_healthz)
     app.router.add_get("/readyz", routes.get_readyz)
     app.router.add_get("/api/styles", routes.get_styles)
+    app.router.add_get("/api/offer", routes.get_offer)
     app.router.add_post("/api/generate", routes.post_generate)
     app.router.add_get("/api/generate/status/{job_id:[^/]+}", routes.get_status, name="status")
     app.router.add_post("/api/generate/{job_id:[^/]+}/cancel", routes.post_cancel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from uuid import UUID
 
@@ -61,10 +62,22 @@ async def post_retry(request: web.Request) -> web.Response:
 async def get_styles(request: web.Request) -> web.Response:
     """``GET /api/styles``: what ``style`` may be, and which plugin files are broken."""
     parts = request.app[PARTS]
-    offered = await parts.offers.styles()
-    styles = [{"name": name, "description": description} for name, description in offered.items()]
+    styles = _described(await parts.offers.styles())
     problems = list(map(str, parts.plugins.problems))
     return web.json_response({"styles": styles, "problems": problems}, headers=_NEVER_KEPT)
+
+
+async def get_offer(request: web.Request) -> web.Response:
+    """``GET /api/offer``: all that a request may name."""
+    offers = request.app[PARTS].offers
+    offer = await offers.now()
+    body = {
+        "styles": _described(await offers.styles()),
+        "modes": list(offer.modes),
+        "loras": [{"name": name, "aliases": list(aliases)} for name, aliases in offer.loras.items()],
+        "templates": _described(offer.templates),
+    }
+    return web.json_response(body, headers=_NEVER_KEPT)
 
 
 async def get_healthz(_request: web.Request) -> web.Response:
@@ -90,6 +103,10 @@ async def get_index(request: web.Request) -> web.Response:
         if route.resource is not None and route.method != "HEAD"
     )
     return web.json_response({"name": "tenkaigen", "version": __version__, "routes": routes})
+
+
+def _described(descriptions: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "description": description} for name, description in descriptions.items()]
 
 
 def _found(job_id: UUID, job: JobView | None) -> JobView:

@@ -339,6 +339,16 @@ async def test_styles_and_what_is_wrong_with_plugins(client: TestClient, plugin_
     assert [problem for problem in body["problems"] if "broken.yaml:1: unknown key 'nam'" in problem]
 
 
+async def test_all_that_a_request_may_name_is_told_at_once(client: TestClient, workers: FakeWorkers) -> None:
+    workers.rows = [replace(WORKER, templates={"Sticker": "Die-cut"})]
+    assert await (await client.get("/api/offer")).json() == {
+        "styles": [{"name": "Standard", "description": ""}, {"name": "Anime", "description": "Vibrant"}],
+        "modes": ["quality", "fast"],
+        "loras": [{"name": "Ink", "aliases": ["Edo"]}],
+        "templates": [{"name": "Sticker", "description": "Die-cut"}],
+    }
+
+
 async def test_styles_and_modes_are_those_of_live_workers(client: TestClient, workers: FakeWorkers) -> None:
     workers.rows = [replace(WORKER, styles={"Ukiyo-e": "Woodblock", "art deco": "", "Standard": "Plain"})]
     body = await (await client.get("/api/styles")).json()
