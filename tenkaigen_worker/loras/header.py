@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from typing import Any
 from tenkaigen_worker.loras.formats import MAX_RANK, SIZES, Format, Key, NotLoadable, Part, read_keys
 
 MAX_HEADER_BYTES = 16_000_000  # far more than any LoRA needs, and parsed at once
+# Beyond these a header says nothing true, but costs minutes to work through, or cannot be shown.
+_MAX_SIDE = 1 << 48  # also of an offset, in bytes
+_MAX_SIDES = 8
+_MAX_NAME = 500
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _OPENINGS = {
     b"PK\x03\x04": "a zip archive, such as a PyTorch pickle (.pt, .bin, .ckpt)",
@@ -111,9 +116,16 @@ def _lay_out(header: Mapping[str, Any]) -> int:
     """Check that tensors follow each other without gaps, each as long as its shape says; answer where the last ends."""
     places = []
     for name, entry in header.items():
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise BadFile(
+                f"its header has a tensor with a name that cannot be one: {name[:40]!r}, {len(name)} characters"
+            )
         match entry:
             case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
-                all(type(side) is int and side >= 0 for side in shape) and 0 <= begin <= end
+                re.fullmatch(r"\w{1,20}", dtype)
+                and len(shape) <= _MAX_SIDES
+                and all(type(side) is int and 0 <= side <= _MAX_SIDE for side in shape)
+                and 0 <= begin <= end <= _MAX_SIDE
             ):
                 places.append((begin, end, name))
                 wanted = math.prod(shape) * _DTYPE_BYTES.get(dtype, 0)

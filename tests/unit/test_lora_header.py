@@ -153,3 +153,30 @@ def test_layers_of_another_size_are_another_models(tmp_path: Path) -> None:
 def test_the_widest_number_type_is_named(tmp_path: Path) -> None:
     both = pair(dtype="BF16") | pair("transformer.img_in", dtype="F32")
     assert header_of(tmp_path, safetensors(both)).dtype == "F32"
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("a", f'{{"dtype": "F32", "shape": [{", ".join(["9" * 4000] * 2)}], "data_offsets": [0, 0]}}'),
+        ("a", f'{{"dtype": "F32", "shape": [{", ".join(["0"] * 9)}], "data_offsets": [0, 0]}}'),
+        ("a", f'{{"dtype": "I8", "shape": [1], "data_offsets": [0, {"9" * 4300}]}}'),
+        ("a", '{"dtype": "F32\\u0000", "shape": [0], "data_offsets": [0, 0]}'),
+        ("lora_A." * 100, '{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'),
+        ("a\\u0000", '{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'),
+    ],
+    ids=[
+        "numbers of thousands of digits",
+        "many sides",
+        "an offset that cannot be shown",
+        "a type",
+        "a long name",
+        "nul",
+    ],
+)
+def test_a_header_made_to_be_expensive(tmp_path: Path, name: str, entry: str) -> None:
+    raw = f'{{"{name}": {entry}}}'.encode()
+    with pytest.raises(BadFile, match="its header") as caught:
+        header_of(tmp_path, len(raw).to_bytes(8, "little") + raw)
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
