@@ -13,6 +13,7 @@ from tenkaigen_worker.plugin.types import LoraUse, check_characters
 
 MAX_TEXT = 4000  # characters
 MAX_JSON = 16_384  # bytes
+MAX_LORAS = 16  # as many as loras.max_per_job may say
 
 
 def shown(value: object) -> str:
@@ -113,6 +114,8 @@ def lora_uses(value: object, names: Collection[str]) -> tuple[LoraUse, ...]:
         listed = [listed]
     if not isinstance(listed, list | tuple):
         raise ValueError(f'must be a list, such as ["Ink", {{"name": "Sumi", "weight": 0.5}}], not {shown(value)}')
+    if len(listed) > MAX_LORAS:
+        raise ValueError(f"may have at most {MAX_LORAS} entries; this has {len(listed)}")
     uses = tuple(_lora_use(asked, names) for asked in listed)
     twice = next((use.name for place, use in enumerate(uses) if use.name in {one.name for one in uses[:place]}), None)
     if twice:

@@ -306,6 +306,7 @@ def test_one_lora_in_several_ways(loras: object) -> None:
         ({"loras": [{"name": "Ink", "wieght": 1}]}, "loras", "objects such as"),
         ({"loras": [{"name": "Ink", "weight": 4.5}]}, "loras", "must be a number from -4 to 4, not 4.5"),
         ({"loras": ["Ink", "ink"]}, "loras", "Ink is in it twice"),
+        ({"loras": ["Ink"] * 17}, "loras", "may have at most 16 entries; this has 17"),
         ({"loras": "[" * 100_000}, "loras", "must be plain JSON"),
         ({"loras": [["Ink"]]}, "loras", "must be text"),
         ({"template": "Mug"}, "template", "there is no template 'Mug'"),
