@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import time
 from collections.abc import Set
 from contextlib import suppress
@@ -22,6 +23,11 @@ log = logging.getLogger("tenkaigen.loras")
 
 PARTIAL_SUFFIX = ".part"
 ETAG_SUFFIX = ".etag"
+
+# Other files in this folder are somebody's own, and are never removed.
+_OURS = re.compile(
+    rf"[0-9a-f]{{64}}({re.escape(SUFFIX)}|{re.escape(PARTIAL_SUFFIX)})|new-[0-9a-f]{{16}}{re.escape(PARTIAL_SUFFIX)}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +72,11 @@ class Folder:
         return self.path / f"{key}{PARTIAL_SUFFIX}"
 
     def entries(self) -> list[Kept]:
-        """Every file, the one that was not used for longest first."""
+        """Every file that was fetched, the one that was not used for longest first."""
         found = []
         with suppress(FileNotFoundError), os.scandir(self.path) as entries:
             for entry in entries:
-                if entry.name.endswith((SUFFIX, PARTIAL_SUFFIX)):
+                if _OURS.fullmatch(entry.name):
                     with suppress(FileNotFoundError):  # removed meanwhile
                         status = entry.stat()
                         found.append(Kept(Path(entry.path), status.st_size, status.st_atime))

@@ -157,6 +157,16 @@ def test_prune_removes_what_nobody_needs(run: Run, tmp_path: Path) -> None:
     assert run("prune").stdout == "Nothing to remove.\n"
 
 
+def test_prune_leaves_what_was_not_fetched(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [cached(tmp_path, lora_bytes()).with_name(name) for name in ("mine.safetensors", "mine.part")]
+    for file in own:
+        file.write_bytes(lora_bytes())
+    monkeypatch.setenv("TENKAIGEN_LORAS__MAX_BYTES", "0")
+
+    assert run("prune").stdout.count("removed") == 1
+    assert sorted(own[0].parent.iterdir()) == sorted(own)
+
+
 def test_prune_removes_what_is_beyond_the_limit(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = []
     for number in range(3):
