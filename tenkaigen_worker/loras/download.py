@@ -290,4 +290,6 @@ def _in_words(error: BaseException) -> str:
         return "the server was silent for too long"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection was cut"
+    if isinstance(error, aiohttp.ClientResponseError):  # its own text has the whole URL, and with it a signature
+        return f"the server's answer is no HTTP: {' '.join(error.message.split())[:200]}"
     return " ".join(str(error).split())[:300] or type(error).__name__

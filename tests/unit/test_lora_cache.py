@@ -249,6 +249,13 @@ async def test_a_server_that_is_away(make_cache: MakeCache, unused_tcp_port: int
         await held(make_cache(), lora_of(gone))
 
 
+async def test_no_signature_gets_into_an_error(serve: Serve, make_cache: MakeCache) -> None:
+    server = await serve(*[status(200, X="a" * 10_000)] * ATTEMPTS)
+    with pytest.raises(InfrastructureError, match="the server's answer is no HTTP: Got more than 8190") as caught:
+        await held(make_cache(), lora_of(server, source=f"{server.url}?signature=secret"))
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["https://a..b/x", "https://x.y:99999/z", f"https://{'a' * 70}.b/z"])
 async def test_an_address_that_is_none(make_cache: MakeCache, url: str) -> None:
     with pytest.raises((InputError, ValueError), match=r"this is no|no address"):
