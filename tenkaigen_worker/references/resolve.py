@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+import fcntl
 import hashlib
 import logging
+import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from time import time
+from tempfile import mkdtemp
 from typing import Protocol
 from uuid import UUID
 
@@ -28,6 +28,8 @@ from tenkaigen_worker.errors import (
     StorageError,
 )
 from tenkaigen_worker.jobs import Made, Status
+from tenkaigen_worker.loras.download import in_thread
+from tenkaigen_worker.loras.folder import lock
 from tenkaigen_worker.references.decode import decode
 from tenkaigen_worker.references.fetch import Fetcher
 from tenkaigen_worker.references.fit import fit_mask, fit_reference, fit_size
@@ -36,9 +38,6 @@ from tenkaigen_worker.references.uploads import upload_key
 from tenkaigen_worker.storage.base import Storage
 
 log = logging.getLogger("tenkaigen.references")
-
-# Folders of workers that were killed are removed after this time, in seconds; no job prepares its files for longer.
-_FORGOTTEN = 86_400.0
 
 
 class OwnJobs(Protocol):
@@ -78,8 +77,11 @@ class References:
     def sweep(self) -> None:
         """Remove the folders of workers that were killed."""
         for left in self._folder.glob("*"):
-            if left.stat().st_mtime < time() - _FORGOTTEN:
-                shutil.rmtree(left, ignore_errors=True)
+            with suppress(OSError):  # another user's
+                # Whoever works in a folder holds a lock on it, which ends with its process.
+                if (handle := lock(left, os.O_RDONLY, fcntl.LOCK_EX)) is not None:
+                    shutil.rmtree(left, ignore_errors=True)
+                    os.close(handle)
 
     @asynccontextmanager
     async def fitted(
@@ -93,13 +95,25 @@ class References:
         """
         asked = {"reference": reference, **({"mask": mask} if mask else {})}
         data = {field: await self._read(field, text, user_id) for field, text in asked.items()}
+        with self._own_folder() as folder:
+            yield await in_thread(self._fit, data, (width, height), folder)
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[Path]:
+        """Make a folder for one job, locked so that no worker that starts meanwhile sweeps it."""
+        handle = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            folder = TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True)
+            while handle is None:  # swept before it was locked: another one
+                folder = Path(mkdtemp(dir=self._folder))
+                handle = lock(folder, os.O_RDONLY, fcntl.LOCK_SH)
         except OSError as error:
             raise _no_room(self._folder, error) from error
-        with folder as name:
-            yield await asyncio.to_thread(self._fit, data, (width, height), Path(name))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
 
     async def _read(self, field: str, text: str, user_id: UUID | None) -> bytes:
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import os
+import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,6 +18,7 @@ from PIL import Image, ImageDraw
 from tenkaigen_worker.config import ReferenceSettings
 from tenkaigen_worker.errors import Code, DatabaseError, InfrastructureError, InputError, StorageError
 from tenkaigen_worker.jobs import Made, Output, Status
+from tenkaigen_worker.references import resolve
 from tenkaigen_worker.references.fetch import Fetcher
 from tenkaigen_worker.references.given import Upload
 from tenkaigen_worker.references.resolve import References
@@ -137,14 +140,64 @@ async def test_files_are_gone_when_the_job_fails(references: References, storage
     assert names(folder) == []
 
 
-def test_what_killed_workers_left_is_swept(references: References, folder: Path) -> None:
+async def test_what_killed_workers_left_is_swept_and_nothing_that_is_in_use(
+    references: References, storage: LocalStorage, folder: Path
+) -> None:
     references.sweep()  # before there is a folder
-    for name, days in [("old", 2), ("new", 0)]:
-        (folder / name).mkdir(parents=True)
-        (folder / name / "reference.png").write_bytes(PNG)
-        os.utime(folder / name, (folder.stat().st_mtime - days * 86_400,) * 2)
-    references.sweep()
-    assert names(folder) == ["new"]
+    (folder / "left").mkdir(parents=True)
+    (folder / "left" / "reference.png").write_bytes(PNG)
+    async with references.fitted(await uploaded(storage), None, user_id=ME, width=None, height=None) as fitted:
+        references.sweep()
+        assert names(folder) == [fitted.reference.parent.name]
+        assert fitted.reference.exists()
+    assert names(folder) == []
+
+
+async def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(
+    references: References, storage: LocalStorage, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = []
+
+    def make_and_sweep(**options: Any) -> str:
+        made = mkdtemp(**options)
+        if not swept:
+            references.sweep()
+            swept.append(made)
+        return made
+
+    monkeypatch.setattr(resolve, "mkdtemp", make_and_sweep)
+    async with references.fitted(await uploaded(storage), None, user_id=ME, width=None, height=None) as fitted:
+        assert fitted.reference.exists()
+        assert names(folder) == [fitted.reference.parent.name] != [Path(swept[0]).name]
+
+
+async def test_a_cancel_waits_for_the_thread_that_writes(
+    references: References, storage: LocalStorage, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding, cancelled = threading.Event(), threading.Event()
+    wrote: list[bool] = []
+    fit = resolve.fit_reference
+
+    def slow(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        decoding.set()
+        cancelled.wait(10)
+        wrote.append(len(names(folder)) == 1)
+        return fit(image, size)
+
+    async def prepare(reference: str) -> None:
+        async with references.fitted(reference, None, user_id=ME, width=None, height=None):
+            pass
+
+    monkeypatch.setattr(resolve, "fit_reference", slow)
+    task = asyncio.create_task(prepare(await uploaded(storage)))
+    await asyncio.to_thread(decoding.wait, 10)
+    task.cancel()
+    for _ in range(5):  # the cancel gets through to where it would take effect
+        await asyncio.sleep(0)
+    cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (wrote, names(folder)) == ([True], [])
 
 
 @pytest.mark.parametrize(("owner", "user_id"), [(ME, YOU), (ME, None), (None, ME)])
