@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,9 +118,10 @@ def add(ctx: click.Context, /, source: str, folder: Path | None, **given: Any) -
 
     lora, found = run(_fetch(settings, lora, parse_source(source)), if_stopped="Stopped. Run it again to go on.")
     text = _yaml_of(lora)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("x", encoding="utf-8") as stream:
-        stream.write(text)
+    with _refusals_of(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
     click.echo(f"{found}\nWrote {file}. Jobs may name it now: --lora {lora.name!r}")
     if lora.commercial_use is None and settings.loras.licences == "commercial":
         click.echo("They are refused until it says commercial_use: true, or loras.licences allows unknown.", err=True)
@@ -135,10 +137,11 @@ def verify(ctx: click.Context) -> None:
       tenkaigen loras verify
     """
     settings, plugins = _load(ctx)
-    problems = 0
-    for name, problem in _verified(plugins.loras, _lora_folder(settings)):
-        problems += problem is not None
-        click.echo(f"wrong  {name}: {problem}" if problem else f"ok     {name}")
+    folder, problems = _lora_folder(settings), 0
+    with _refusals_of(folder.path):
+        for name, problem in _verified(plugins.loras, folder):
+            problems += problem is not None
+            click.echo(f"wrong  {name}: {problem}" if problem else f"ok     {name}")
     ctx.exit(1 if problems else 0)
 
 
@@ -166,7 +169,9 @@ def prune(ctx: click.Context, dry_run: bool) -> None:
             "needed: only loras.max_bytes counts.",
             err=True,
         )
-    removed = _lora_folder(settings).make_room(known=None if plugins.problems else known, dry_run=dry_run)
+    folder = _lora_folder(settings)
+    with _refusals_of(folder.path):
+        removed = folder.make_room(known=None if plugins.problems else known, dry_run=dry_run)
     for kept in removed:
         name = names.get(kept.sha256 or "", kept.path.name)
         click.echo(f"{'would remove' if dry_run else 'removed'}  {name} ({decimal(kept.bytes)})")
@@ -182,6 +187,17 @@ def _load(ctx: click.Context) -> tuple[Settings, Plugins]:
     settings = load_settings(ctx).settings
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
     return settings, Plugins.load(settings.plugins.model_copy(update={"strict": False}))
+
+
+@contextmanager
+def _refusals_of(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a sentence."""
+    from tenkaigen_worker.errors import PluginError
+
+    try:
+        yield
+    except OSError as error:
+        raise PluginError(f"{error.filename or path}: {error.strerror or error}") from None
 
 
 def _lora_folder(settings: Settings) -> Folder:

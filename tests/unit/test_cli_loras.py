@@ -118,6 +118,18 @@ def test_a_wrong_file_is_not_added(run: Run, file: Path, tmp_path: Path) -> None
     assert not (tmp_path / "plugins").exists()
 
 
+@pytest.mark.parametrize(
+    "command", [("add", "mine.safetensors", "--name", "Mine", "--folder", "taken/x"), ("prune",), ("verify",)]
+)
+def test_a_disk_that_refuses_is_said(run: Run, file: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / ".tenkaigen").mkdir()
+    for taken in (tmp_path / "taken", tmp_path / ".tenkaigen" / "loras"):
+        taken.touch()
+    result = run(*command)
+    assert isinstance(result.exception, PluginError)
+    assert "Not a directory" in str(result.exception)
+
+
 def test_verify_finds_what_is_wrong(run: Run, file: Path, tmp_path: Path) -> None:
     run("add", str(file), "--name", "Mine")
     named(tmp_path, "ink", lora_bytes(1, into=3072, out=3072))
