@@ -10,10 +10,10 @@ from uuid import UUID
 
 from tenkaigen_worker.config import GenerationSettings, LoraSettings, Settings
 from tenkaigen_worker.engine.base import Inputs
-from tenkaigen_worker.errors import FieldProblem, InputError
+from tenkaigen_worker.errors import ConfigError, FieldProblem, InputError
 from tenkaigen_worker.jobs import Made
 from tenkaigen_worker.loras.cache import LoraCache
-from tenkaigen_worker.loras.choose import choose, usable, with_trigger_words
+from tenkaigen_worker.loras.choose import choose, usable, why_not, with_trigger_words
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.plugin.template_files import expand
 from tenkaigen_worker.plugin.types import PLACEHOLDER, Style
@@ -80,6 +80,19 @@ class Sources:
             for name in self.generation.mode_names
             if (wanted := self.generation.modes[name].lora) is None
             or ((lora := loras.find(wanted)) is not None and lora.name in may_be_used)
+        )
+
+    def check_default_mode(self, base: str) -> None:
+        """Raise ``ConfigError`` when on a model with this base every job that names no mode would fail."""
+        name = self.generation.default_mode
+        wanted = self.generation.modes[name].lora
+        if wanted is None or name in self.usable_modes(base):
+            return
+        lora = self.plugins.loras.find(wanted)
+        why = why_not(lora, self.lora_settings, base) if lora else f"there is no LoRA {wanted}"
+        raise ConfigError(
+            f"generation.default_mode is {name}, and no job can be made in it: {why}. Add a LoRA that can be used "
+            "('tenkaigen loras list' shows those there are), or choose another default mode"
         )
 
 

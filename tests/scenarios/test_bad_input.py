@@ -78,6 +78,13 @@ async def test_unreadable_configuration(start: Start, tmp_path: Path) -> None:
     assert "worker.lease_seconds" in said
 
 
+async def test_a_default_mode_without_its_lora(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "worker.yaml").write_text("generation: {modes: {quality: {steps: 9, guidance_scale: 1, lora: Warp}}}")
+    said = await complaint(start, "worker")
+    assert "generation.default_mode is quality" in said
+    assert "no LoRA Warp" in said
+
+
 @pytest.mark.parametrize(("command", "setting"), [("api", "API__PORT"), ("worker", "WORKER__HEALTH_PORT")])
 async def test_port_in_use(command: str, setting: str, start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tenkaigen_worker.config import ReferenceSettings
-from tenkaigen_worker.errors import InputError
+from tenkaigen_worker.errors import ConfigError, InputError
 from tenkaigen_worker.plugin.types import Lora
 from tenkaigen_worker.recipe import Model
 from tenkaigen_worker.references.uploads import Uploads
@@ -218,3 +218,22 @@ async def test_a_download_can_be_given_up(here: Sources, storage: LocalStorage, 
         await preparing
     assert files.given_up
     assert not list((folder / "state" / "references").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [
+        (None, None),
+        ("fast", None),
+        ("Warp", "there is no LoRA Warp"),
+        ("Flux", "the LoRA Flux was made for Flux, and the model here takes those for tiny"),
+    ],
+)
+def test_a_default_mode_that_no_job_could_use(folder: Path, lora: str | None, says: str | None) -> None:
+    modes = {**MODES, "lightning": {**LIGHTNING, "lora": lora}}
+    here = sources(folder, generation={"modes": modes, "default_mode": "lightning"}, state_dir=str(folder / "state"))
+    if says is None:
+        here.check_default_mode(MODEL.base)
+    else:
+        with pytest.raises(ConfigError, match=f"generation.default_mode is lightning, .*: {says}"):
+            here.check_default_mode(MODEL.base)
