@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -332,7 +332,8 @@ def _problem_of(file: Path, sha256: str, base_model: str | None) -> str | None:
         else:
             read_header(file, base_model=base_model)
         found = sha256_of(file)
-        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # to be looked at is not to be used
+        with suppress(OSError):  # a file that may only be read
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # to be looked at is not to be used
     except BadFile as error:
         return f"{file}: {error}"
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -151,6 +152,17 @@ def test_verify_finds_what_is_wrong(run: Run, file: Path, tmp_path: Path) -> Non
 
     file.unlink()
     assert f"wrong  Mine: there is no file {file}" in run("verify").stdout
+
+
+def test_a_file_that_may_only_be_read_is_not_wrong(
+    run: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    assert run("add", "mine.safetensors", "--name", "Mine").exit_code == 0
+    monkeypatch.setattr(os, "utime", refuse)
+    assert run("verify").stdout == "ok     Mine\n"
 
 
 def test_prune_removes_what_nobody_needs(run: Run, tmp_path: Path) -> None:
