@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenkaigen_worker.cli.context import load_settings, run
+from tenkaigen_worker.cli.context import run
+from tenkaigen_worker.cli.plugins import load_quietly, point_at_problems, print_table
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -51,12 +52,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
       tenkaigen loras list
       tenkaigen loras list --json | jq -r '.[] | select(.commercial_use != true) | .name'
     """
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.table import Table
-    from rich.text import Text
-
-    settings, plugins = _load(ctx)
+    settings, plugins = load_quietly(ctx)
     folder = _lora_folder(settings)
     files = [(lora, _file_of(lora, folder)) for lora in plugins.loras]
     if as_json:
@@ -66,14 +62,12 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         click.echo("There are no LoRAs. Add one with: tenkaigen loras add SOURCE --name NAME")
     else:
         headings = ("LoRA", "aliases", "base model", "licence", "commercial use", "file")
-        table = Table(*headings, box=None, header_style="bold")
-        for lora, file in files:
-            where = decimal(file.stat().st_size) if file else "fetched when a job wants it"
-            cells = (lora.name, ", ".join(lora.aliases), lora.base_model, lora.licence, _commercial(lora), where)
-            table.add_row(*map(Text, cells))
-        Console().print(table)
-    if plugins.problems:
-        click.echo("Something is wrong with the plugins; 'tenkaigen plugins' says what.", err=True)
+        rows = [
+            (lora.name, ", ".join(lora.aliases), lora.base_model, lora.licence, _commercial(lora), _where(file))
+            for lora, file in files
+        ]
+        print_table(headings, rows)
+    point_at_problems(plugins)
 
 
 @loras.command()
@@ -106,7 +100,7 @@ def add(ctx: click.Context, /, source: str, folder: Path | None, **given: Any) -
     from tenkaigen_worker.plugin import Lora
     from tenkaigen_worker.plugin.lora_source import anchored, parse_source
 
-    settings, plugins = _load(ctx)
+    settings, plugins = load_quietly(ctx)
     try:
         source = anchored(_from_page(source), Path.cwd())
         # Everything but the SHA-256 is checked before anything is fetched.
@@ -134,7 +128,7 @@ def verify(ctx: click.Context) -> None:
     Example:
       tenkaigen loras verify
     """
-    settings, plugins = _load(ctx)
+    settings, plugins = load_quietly(ctx)
     problems = 0
     for name, problem in _verified(plugins.loras, _lora_folder(settings)):
         problems += problem is not None
@@ -157,7 +151,7 @@ def prune(ctx: click.Context, dry_run: bool) -> None:
     """
     from rich.filesize import decimal
 
-    settings, plugins = _load(ctx)
+    settings, plugins = load_quietly(ctx)
     names = {lora.sha256: lora.name for lora in plugins.loras}
     known = frozenset(names)
     if plugins.problems:
@@ -174,16 +168,6 @@ def prune(ctx: click.Context, dry_run: bool) -> None:
         click.echo("Nothing to remove.")
 
 
-def _load(ctx: click.Context) -> tuple[Settings, Plugins]:
-    """Load leniently and quietly: what is wrong with plugins, 'tenkaigen plugins' shows."""
-    from tenkaigen_worker.logs import configure_logging
-    from tenkaigen_worker.plugin.manager import Plugins
-
-    settings = load_settings(ctx).settings
-    configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
-    return settings, Plugins.load(settings.plugins.model_copy(update={"strict": False}))
-
-
 def _lora_folder(settings: Settings) -> Folder:
     from tenkaigen_worker.loras.cache import LoraCache
 
@@ -197,6 +181,12 @@ def _file_of(lora: Lora, folder: Folder) -> Path | None:
     source = parse_source(lora.source)
     file = source.path if isinstance(source, LocalFile) else folder.file(lora.sha256)
     return file if file.is_file() else None
+
+
+def _where(file: Path | None) -> str:
+    from rich.filesize import decimal
+
+    return decimal(file.stat().st_size) if file else "fetched when a job wants it"
 
 
 def _commercial(lora: Lora) -> str:

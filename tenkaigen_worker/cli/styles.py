@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenkaigen_worker.cli.context import load_settings, run
-from tenkaigen_worker.cli.plugins import load_quietly, print_table
+from tenkaigen_worker.cli.plugins import load_quietly, point_at_problems, print_table
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -37,7 +37,7 @@ def styles(ctx: click.Context, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand:
         return
-    loaded = load_quietly(ctx)
+    _, loaded = load_quietly(ctx)
     if as_json:
         values = [
             {
@@ -50,7 +50,7 @@ def styles(ctx: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(values, ensure_ascii=False, indent=2))
         return
     print_table(("style", "description"), [(style.name, style.description) for style in loaded.styles])
-    _point_at_problems(loaded)
+    point_at_problems(loaded)
 
 
 @click.command()
@@ -66,7 +66,7 @@ def templates(ctx: click.Context, as_json: bool) -> None:
       tenkaigen templates
       tenkaigen templates --json | jq '.[].variables'
     """
-    loaded = load_quietly(ctx)
+    _, loaded = load_quietly(ctx)
     if as_json:
         fields = ("name", "description", "prompt", "negative_prompt", "style", "origin")
         values = [
@@ -84,12 +84,7 @@ def templates(ctx: click.Context, as_json: bool) -> None:
         for template in loaded.templates
     ]
     print_table(("template", "variables", "description"), rows)
-    _point_at_problems(loaded)
-
-
-def _point_at_problems(loaded: Plugins) -> None:
-    if loaded.problems:
-        click.echo("Something is wrong with the plugins; 'tenkaigen plugins' says what.", err=True)
+    point_at_problems(loaded)
 
 
 @styles.command()
