@@ -41,7 +41,7 @@ def loras() -> None:
     """
 
 
-@loras.command("list")
+@loras.command("list", short_help="List the LoRAs that jobs may name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
@@ -59,7 +59,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         values = [{**asdict(lora), "file": str(file) if file else None} for lora, file in files]
         click.echo(json.dumps(values, ensure_ascii=False, indent=2))
     elif not files:
-        click.echo("There are no LoRAs. Add one with: tenkaigen loras add SOURCE --name NAME")
+        click.echo("There are no LoRAs. Add one: tenkaigen loras add SOURCE --name NAME")
     else:
         headings = ("LoRA", "aliases", "base model", "licence", "commercial use", "file")
         rows = [
@@ -70,12 +70,18 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     point_at_problems(plugins)
 
 
-@loras.command()
+@loras.command(short_help="Fetch a LoRA, check it, and write its YAML.")
 @click.argument("source")
 @click.option("--name", required=True, help="What jobs call it.")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="A further name; may be given several times.")
-@click.option("--match-prompt", is_flag=True, help="It also counts where a prompt has one of its names.")
-@click.option("--trigger", "trigger_words", multiple=True, metavar="WORDS", help="Words it was trained with; likewise.")
+@click.option("--match-prompt", is_flag=True, help="Apply it also where a prompt has one of its names.")
+@click.option(
+    "--trigger",
+    "trigger_words",
+    multiple=True,
+    metavar="WORDS",
+    help="Words it was trained with; may be given several times.",
+)
 @click.option("--weight", type=float, default=1.0, show_default=True, help="How strongly it is applied, -4 to 4.")
 @click.option("--description", default="", help="For people who choose.")
 @click.option("--base-model", default="Qwen/Qwen-Image", show_default=True, help="The model it was trained for.")
@@ -114,12 +120,14 @@ def add(ctx: click.Context, /, source: str, folder: Path | None, **given: Any) -
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("x", encoding="utf-8") as stream:
         stream.write(text)
-    click.echo(f"{found}\nWrote {file}. Jobs may name it now: --lora {lora.name!r}")
+    click.echo(f"{found}\nWrote {file}. A job names it so: --lora {lora.name!r}")
     if lora.commercial_use is None and settings.loras.licences == "commercial":
-        click.echo("They are refused until it says commercial_use: true, or loras.licences allows unknown.", err=True)
+        click.echo(
+            "Such jobs are refused until it says commercial_use: true, or loras.licences is unknown or any.", err=True
+        )
 
 
-@loras.command()
+@loras.command(short_help="Compare every file with its SHA-256.")
 @click.pass_context
 def verify(ctx: click.Context) -> None:
     """Read every LoRA file on this machine, and compare it with its SHA-256; exits with 1 when one is wrong.
@@ -129,14 +137,17 @@ def verify(ctx: click.Context) -> None:
       tenkaigen loras verify
     """
     settings, plugins = load_quietly(ctx)
-    problems = 0
+    checked = problems = 0
     for name, problem in _verified(plugins.loras, _lora_folder(settings)):
+        checked += 1
         problems += problem is not None
         click.echo(f"wrong  {name}: {problem}" if problem else f"ok     {name}")
+    if not checked:
+        click.echo("There is no LoRA file on this machine.")
     ctx.exit(1 if problems else 0)
 
 
-@loras.command()
+@loras.command(short_help="Remove files that nobody needs.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.pass_context
 def prune(ctx: click.Context, dry_run: bool) -> None:

@@ -71,7 +71,8 @@ def point_at_problems(loaded: Plugins) -> None:
 
 
 def _count(offers: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind if count != 1 else kind.removesuffix('s')}" for kind, count in offers.items())
+    words = {kind: "LoRAs" if kind == "loras" else kind for kind in offers}
+    return ", ".join(f"{count} {words[kind] if count != 1 else words[kind][:-1]}" for kind, count in offers.items())
 
 
 def _problem_values(problem: Problem) -> dict[str, str | int | None]:

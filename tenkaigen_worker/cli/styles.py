@@ -87,7 +87,7 @@ def templates(ctx: click.Context, as_json: bool) -> None:
     point_at_problems(loaded)
 
 
-@styles.command()
+@styles.command(short_help="Check files before they are in a folder.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="FILE...")
 @click.pass_context
 def check(ctx: click.Context, files: tuple[Path, ...]) -> None:
@@ -151,7 +151,7 @@ def _is_among(origin: str, files: Sequence[Path]) -> bool:
     return any(Path(origin).resolve().is_relative_to(file.resolve()) for file in files)
 
 
-@styles.command()
+@styles.command(short_help="Draw a prompt in every style, on one sheet.")
 @click.argument("prompt")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("styles.png"), show_default=True)
 @click.option("--style", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated. Otherwise all.")
