@@ -18,7 +18,7 @@ Text = Annotated[str, Field(min_length=1)]
 Steps = Annotated[int, Field(ge=1, le=100)]
 GuidanceScale = Annotated[float, Field(ge=1, le=20)]
 
-# Sections are strict (`yes` is no number of seconds); these two are what YAML has no type of its own for.
+# Sections are strict (`yes` is no number of seconds), but YAML has no type of its own for a path.
 FilePath = Annotated[Path, Field(strict=False)]
 
 
