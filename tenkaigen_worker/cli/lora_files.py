@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def _problem_of(file: Path, sha256: str, base_model: str | None) -> str | None:
         else:
             read_header(file, base_model=base_model)
         found = sha256_of(file)
-        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # to be looked at is not to be used
+        with suppress(OSError):  # a file that may only be read
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # to be looked at is not to be used
     except BadFile as error:
         return f"{file}: {error}"
     except OSError as error:
