@@ -25,7 +25,7 @@ $(STAMP): setup.py config/constraints.txt
 	$(PIP) -e ".[test]"
 	@touch $@
 
-demo: install ## Three pictures from three inserted rows
+demo: install ## Six pictures from inserted rows
 	$(BIN)/tenkaigen demo
 
 test: install ## All tests, with a real PostgreSQL and the real pipeline on small weights

@@ -3,66 +3,29 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
+from tenkaigen_worker.config_fields import (
+    Device,
+    FilePath,
+    HostPattern,
+    Port,
+    Seconds,
+    Section,
+    Text,
+    disagree,
+)
+from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.errors import ConfigError
-from tenkaigen_worker.names import nearest
-from tenkaigen_worker.settings_sources import DISAGREE, flatten, gather
+from tenkaigen_worker.settings_sources import flatten, gather
 
 DEFAULT_FILE = Path("worker.yaml")
-
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-Size = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
-Text = Annotated[str, Field(min_length=1)]
-Steps = Annotated[int, Field(ge=1, le=100)]
-GuidanceScale = Annotated[float, Field(ge=1, le=20)]
-
-# Sections are strict (`yes` is no number of seconds); these two are what YAML has no type of its own for.
-FilePath = Annotated[Path, Field(strict=False)]
-
-
-def _matches(pattern: str, wanted: str) -> AfterValidator:
-    """Check text against a pattern, and say in words what would be right."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"should be {wanted}")
-        return value
-
-    return AfterValidator(check)
-
-
-_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
-HostPattern = Annotated[
-    str,
-    _matches(rf"(\*\.)?({_LABEL}\.)+[a-z]([a-z0-9-]*[a-z0-9])?", "a host such as cdn.example.com or *.example.com"),
-]
-Device = Annotated[str, _matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0")]
-ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
-
-
-class Section(BaseModel):
-    """A section of the configuration: frozen, and no key that nobody knows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class DatabaseSettings(Section):
@@ -93,7 +56,7 @@ class DatabaseSettings(Section):
     def _listens_to_the_same_server(self) -> Self:
         if self.listen_url is not None and self.url.get_secret_value() == "embedded":
             text = "leads to another server than database.url: embedded; leave it out, or name the server in both"
-            raise _disagree(text, "listen_url", "url")
+            raise disagree(text, "listen_url", "url")
         return self
 
 
@@ -122,62 +85,6 @@ class EngineSettings(Section):
     silence: PhaseLimits = PhaseLimits()
 
 
-class ModeSettings(Section):
-    """A named way to run the model, and the bounds of what its jobs may ask for.
-
-    ``lora`` is the name of the LoRA that a full model needs for it.
-    """
-
-    steps: Steps
-    guidance_scale: GuidanceScale
-    scheduler: Literal["base", "lightning"] = "base"
-    lora: Text | None = None
-    min_steps: Steps = 1
-    max_steps: Steps = 100
-    max_guidance_scale: GuidanceScale = 20
-
-    @model_validator(mode="after")
-    def _keeps_its_own_bounds(self) -> Self:
-        if not self.min_steps <= self.steps <= self.max_steps:
-            text = f"should be from min_steps ({self.min_steps}) to max_steps ({self.max_steps}), not {self.steps}"
-            raise _disagree(text, "steps", "min_steps", "max_steps")
-        if self.guidance_scale > self.max_guidance_scale:
-            text = f"should be at most max_guidance_scale ({self.max_guidance_scale:g}), not {self.guidance_scale:g}"
-            raise _disagree(text, "guidance_scale", "max_guidance_scale")
-        return self
-
-
-MODES = {
-    "quality": ModeSettings(steps=50, guidance_scale=4.0),
-    "lightning": ModeSettings(steps=4, guidance_scale=1.0, scheduler="lightning", max_steps=8, max_guidance_scale=1.0),
-    "lightning-8": ModeSettings(
-        steps=8, guidance_scale=1.0, scheduler="lightning", max_steps=16, max_guidance_scale=1.0
-    ),
-}
-
-
-class GenerationSettings(Section):
-    """What a request gets that does not ask for it. Sizes in pixels; unset means what the engine's model likes."""
-
-    default_mode: str = "quality"
-    modes: dict[ModeName, ModeSettings] = MODES
-    default_width: Size | None = None
-    default_height: Size | None = None
-
-    @property
-    def mode_names(self) -> tuple[str, ...]:
-        """The names of the modes, the default one first."""
-        return (self.default_mode, *(name for name in self.modes if name != self.default_mode))
-
-    @model_validator(mode="after")
-    def _default_is_a_mode(self) -> Self:
-        if self.default_mode not in self.modes:
-            near = nearest(self.default_mode, self.modes)
-            advice = f"did you mean {near}?" if near else f"there is {', '.join(self.modes) or 'none'}"
-            raise _disagree(f"no mode has this name; {advice}", "default_mode", "modes")
-        return self
-
-
 class WorkerSettings(Section):
     """How a worker takes and holds jobs."""
 
@@ -197,7 +104,7 @@ class WorkerSettings(Section):
     @model_validator(mode="after")
     def _one_heartbeat_may_be_lost(self) -> Self:
         if self.heartbeat_seconds >= self.lease_seconds / 2:
-            raise _disagree(
+            raise disagree(
                 f"should be less than half of worker.lease_seconds ({self.lease_seconds:g}), so that one late "
                 f"heartbeat does not lose the job; it is {self.heartbeat_seconds:g}",
                 "heartbeat_seconds",
@@ -209,7 +116,7 @@ class WorkerSettings(Section):
     def _no_outage_goes_unnoticed(self) -> Self:
         shortest = self.lease_seconds - self.heartbeat_seconds
         if self.rescue_seconds >= shortest:
-            raise _disagree(
+            raise disagree(
                 f"should be less than worker.lease_seconds - worker.heartbeat_seconds ({shortest:g}), so that no "
                 f"outage of the database goes unnoticed in which leases run out; it is {self.rescue_seconds:g}",
                 "rescue_seconds",
@@ -274,9 +181,9 @@ class WatermarkSettings(Section):
     @model_validator(mode="after")
     def _one_mark(self) -> Self:
         if (self.text is None) == (self.image is None):
-            raise _disagree("give either a text or an image, a PNG file", "text", "image")
+            raise disagree("give either a text or an image, a PNG file", "text", "image")
         if self.text is not None and not (self.text.strip() and self.text.isprintable()):
-            raise _disagree("should be one line of letters", "text")
+            raise disagree("should be one line of letters", "text")
         return self
 
 
@@ -332,7 +239,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _pictures_have_an_address(self) -> Self:
         if self.api.port == 0 and self.storage.local.public_url is None:
-            raise _disagree(
+            raise disagree(
                 "with 0 nobody knows beforehand where pictures will be found: name a port, or set "
                 "storage.local.public_url",
                 "api.port",
@@ -374,8 +281,3 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
 
     origins = {".".join(key): sources.origin(key) or "default" for key, _ in flatten(settings)}
     return Loaded(settings, MappingProxyType(origins), file)
-
-
-def _disagree(message: str, *keys: str) -> PydanticCustomError:
-    """Two settings do not fit together; the message is about the first of ``keys``, dotted where they are deeper."""
-    return PydanticCustomError(DISAGREE, "{message}", {"message": message, "keys": keys})

@@ -11,7 +11,7 @@ from tenkaigen_worker.names import find, unknown
 from tenkaigen_worker.plugin.types import PLACEHOLDER, Prompt, Style
 
 if TYPE_CHECKING:  # the engine's process imports this module, and has no use for pydantic
-    from tenkaigen_worker.config import GenerationSettings, ModeSettings
+    from tenkaigen_worker.config_generation import GenerationSettings, ModeSettings
     from tenkaigen_worker.references.resolve import Fitted
     from tenkaigen_worker.request import Request
 

@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from tenkaigen_worker.config import GenerationSettings
+from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.errors import InputError
 from tenkaigen_worker.names import fold
 from tenkaigen_worker.offers import NAMED, Offer, Workers

@@ -15,7 +15,7 @@ from tenkaigen_worker.names import nearest
 # Where each command lives. A command's module is imported only when it is called: `--help` stays quick.
 COMMANDS = {
     "up": ("stack", "Run everything here: database, API and worker, until Ctrl-C."),
-    "demo": ("demo", "Make three pictures from three inserted rows, and show how."),
+    "demo": ("demo", "Make six pictures from inserted rows, and show how."),
     "worker": ("worker", "Take jobs from the queue and make their pictures."),
     "api": ("api", "Serve the HTTP API."),
     "migrate": ("database", "Create or upgrade the job table."),

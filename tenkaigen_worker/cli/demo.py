@@ -1,4 +1,4 @@
-"""``tenkaigen demo``: rows inserted by plain SQL, first for pictures from words, then for pictures from those."""
+"""``tenkaigen demo``: rows inserted by plain SQL, for pictures from words, then for what can be made of the first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,23 +23,32 @@ if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
     from tenkaigen_worker.jobs import JobView
 
-INSERTS = (
-    "INSERT INTO generation_jobs (prompt, style) VALUES ('A cyberpunk samurai', 'Anime')",
-    "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Watercolor')",
-    "INSERT INTO generation_jobs (prompt, style) VALUES ('A lighthouse in a storm', 'Line Art')",
-)
+# What each picture is called on the sheet, and the statement that asks for it.
+FROM_WORDS = {
+    "Anime": "INSERT INTO generation_jobs (prompt, style) VALUES ('A cyberpunk samurai', 'Anime')",
+    "Watercolor": "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Watercolor')",
+    "Line Art": "INSERT INTO generation_jobs (prompt, style) VALUES ('A lighthouse in a storm', 'Line Art')",
+}
 
-# What the second half shows, from the first finished picture: {picture} and {mask} are references.
-VARIATIONS = (
-    "INSERT INTO generation_jobs (prompt, mode, loras) VALUES ('A dragon', 'lightning', '[\"Demo Pattern\"]')",
-    "INSERT INTO generation_jobs (prompt, reference, strength) VALUES ('A samurai at night', '{picture}', 0.5)",
-    "INSERT INTO generation_jobs (prompt, reference, mask) VALUES ('A red moon', '{picture}', '{mask}')",
-)
+# Each beside the first picture, so that one sees what it changes. {seed}, {picture} and {mask} are filled in.
+FROM_THE_FIRST = {
+    "the first, with a LoRA": (
+        "INSERT INTO generation_jobs (prompt, style, seed, loras) "
+        "VALUES ('A cyberpunk samurai', 'Anime', {seed}, '[\"Demo Pattern\"]')"
+    ),
+    "drawn from the first": (
+        "INSERT INTO generation_jobs (prompt, reference, strength) VALUES ('A samurai at night', '{picture}', 0.3)"
+    ),
+    "its right half drawn anew": (
+        "INSERT INTO generation_jobs (prompt, reference, mask) VALUES ('A red moon', '{picture}', '{mask}')"
+    ),
+}
 
 FAREWELL = (
     "The pictures are noise, and should be: this is the real Qwen-Image pipeline, but a demonstration model with tiny, "
-    "untrained weights. For real pictures, on a machine with a GPU, set engine.backend to diffusers and engine.model "
-    "to Qwen/Qwen-Image: docs/setup.md."
+    "untrained weights. It follows no words, and keeps little of a picture that it starts from; what the LoRA and the "
+    "mask do shows all the same. For real pictures, on a machine with a GPU, set engine.backend to diffusers and "
+    "engine.model to Qwen/Qwen-Image: docs/setup.md."
 )
 
 
@@ -48,9 +57,9 @@ FAREWELL = (
 def demo(ctx: click.Context) -> None:
     """Make six pictures: start everything, insert rows by plain SQL, follow them, end everything.
 
-    Three are made from words alone; one with a LoRA made on the spot, one from the first picture, and one by drawing
-    a part of that anew. Whatever the configuration says, it uses a database of its own and the untrained demonstration
-    model. All that it leaves is in ./.tenkaigen.
+    Three are made from words alone; then the first again with a LoRA made on the spot, one from the first, and the
+    first with a half drawn anew. All six are side by side in ./.tenkaigen/demo.png. Whatever the configuration says,
+    it uses a database of its own and the untrained demonstration model. All that it leaves is in ./.tenkaigen.
 
     \b
     Example:
@@ -76,9 +85,8 @@ async def _demo() -> None:
     async with running_stack(loaded, environ, log_dir=logs) as stack:
         jobs = await _insert_and_follow(stack.dsn, loaded.settings)
     click.echo()
-    for job in jobs:
-        await _show(job, loaded.settings)
-    click.echo(f"\n{FAREWELL}")
+    pictures = {name: await _show(job, loaded.settings) for name, job in jobs.items()}
+    click.echo(f"\nAll six, side by side: {_sheet(pictures, loaded.settings)}\n{FAREWELL}")
 
 
 def _configuration() -> Path:
@@ -124,38 +132,44 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-async def _insert_and_follow(dsn: str, settings: Settings) -> list[JobView]:
+async def _insert_and_follow(dsn: str, settings: Settings) -> dict[str, JobView]:
     from tenkaigen_worker.config import DatabaseSettings
     from tenkaigen_worker.database.connect import open_pool
 
     async with await open_pool(DatabaseSettings(), dsn, "tenkaigen demo") as pool:
-        jobs = await _follow(pool, INSERTS)
-        picture = f"job:{jobs[0].id}/0"
-        mask = await _half_mask(jobs[0], settings)
-        jobs += await _follow(pool, [text.format(picture=picture, mask=mask) for text in VARIATIONS])
-    return jobs
+        jobs = await _follow(pool, FROM_WORDS)
+        first = next(iter(jobs.values()))
+        known = {
+            "seed": first.outputs[0].seed,
+            "picture": f"job:{first.id}/0",
+            "mask": await _half_mask(first, settings),
+        }
+        more = {name: statement.format(**known) for name, statement in FROM_THE_FIRST.items()}
+        return jobs | await _follow(pool, more)
 
 
-async def _follow(pool: asyncpg.Pool, statements: Sequence[str]) -> list[JobView]:
+async def _follow(pool: asyncpg.Pool, statements: Mapping[str, str]) -> dict[str, JobView]:
+    """Run named statements that insert a job each, and answer the completed jobs by these names."""
     from rich.console import Console
 
     from tenkaigen_worker.cli.follow import follow
     from tenkaigen_worker.database.submissions import Submissions
 
     submissions = Submissions(pool)
-    jobs = []
-    for statement in statements:
+    jobs, names = [], {}
+    for name, statement in statements.items():
         click.echo(f"  {statement};")
         job = await submissions.get(await pool.fetchval(f"{statement} RETURNING id"))
         assert job is not None  # noqa: S101 - it was inserted a moment ago
         jobs.append(job)
+        names[job.id] = name
     finished = {}
     async for job in follow(jobs, submissions.get, Console()):
-        click.echo(f"  {job.prompt}, {job.style or 'no style'}: {job.status}")
+        click.echo(f"  {names[job.id]} ({job.prompt}): {job.status}")
         if job.status is not Status.COMPLETED:
             raise TenkaigenError(f"Job {job.id} {job.status}: {job.error_message}")
         finished[job.id] = job
-    return [finished[job.id] for job in jobs]
+    return {name: finished[id_] for id_, name in names.items()}
 
 
 async def _half_mask(job: JobView, settings: Settings) -> str:
@@ -172,7 +186,7 @@ async def _half_mask(job: JobView, settings: Settings) -> str:
     return str(kept.upload)
 
 
-async def _show(job: JobView, settings: Settings) -> None:
+async def _show(job: JobView, settings: Settings) -> Path:
     from tenkaigen_worker.images import read_recipe
     from tenkaigen_worker.storage.factory import make_storage
 
@@ -187,3 +201,15 @@ async def _show(job: JobView, settings: Settings) -> None:
         extras.append(f"{'a part drawn anew' if recipe.mask else 'from a picture'}, strength {recipe.strength:g}")
     about = ", ".join([recipe.style, f"seed {made.seed}", f"{recipe.steps} steps", *extras])
     click.echo(f"  {about}: {recipe.prompt}")
+    return path
+
+
+def _sheet(pictures: Mapping[str, Path], settings: Settings) -> Path:
+    from PIL import Image
+
+    from tenkaigen_worker.cli.sheet import save_sheet
+
+    file = settings.state_dir / "demo.png"
+    images = [(name, Image.open(path)) for name, path in pictures.items()]
+    save_sheet(file, images, side=images[0][1].width, columns=3)
+    return file.absolute()

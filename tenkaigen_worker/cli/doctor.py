@@ -185,7 +185,9 @@ async def _plugins(settings: Settings) -> AsyncIterator[Finding]:
     from tenkaigen_worker.plugin.manager import Plugins
 
     plugins = Plugins.load(settings.plugins.model_copy(update={"strict": False}))
-    yield Finding("Plugins", f"{len(plugins.describe())} loaded, {len(plugins.styles)} styles")
+    offers = {"styles": plugins.styles, "templates": plugins.templates, "LoRAs": plugins.loras.names}
+    counts = ", ".join(f"{kind}: {len(names)}" for kind, names in offers.items())
+    yield Finding("Plugins", f"{len(plugins.describe())} loaded; {counts}")
     for problem in plugins.problems:
         yield Finding("Plugins", "one is left out", str(problem))
 

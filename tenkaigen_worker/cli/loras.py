@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenkaigen_worker.cli.context import load_settings, run
+from tenkaigen_worker.cli.context import run
+from tenkaigen_worker.cli.plugins import load_quietly, point_at_problems, print_table
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
-    from tenkaigen_worker.loras.cache import LoraCache
     from tenkaigen_worker.loras.folder import Folder
-    from tenkaigen_worker.loras.header import LoraHeader
     from tenkaigen_worker.plugin import Lora
-    from tenkaigen_worker.plugin.lora_source import Source
-    from tenkaigen_worker.plugin.loras import Loras
     from tenkaigen_worker.plugin.manager import Plugins
 
 _HUB_PAGE = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([\w.-]+)/([^?#]+)(\?.*)?")
@@ -41,7 +37,7 @@ def loras() -> None:
     """
 
 
-@loras.command("list")
+@loras.command("list", short_help="List the LoRAs that jobs may name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
@@ -52,37 +48,38 @@ def list_(ctx: click.Context, as_json: bool) -> None:
       tenkaigen loras list
       tenkaigen loras list --json | jq -r '.[] | select(.commercial_use != true) | .name'
     """
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.table import Table
-    from rich.text import Text
+    from tenkaigen_worker.cli.lora_files import file_of
 
-    settings, plugins = _load(ctx)
+    settings, plugins = load_quietly(ctx)
     folder = _lora_folder(settings)
-    files = [(lora, _file_of(lora, folder)) for lora in plugins.loras]
+    files = [(lora, file_of(lora, folder)) for lora in plugins.loras]
     if as_json:
         values = [{**asdict(lora), "file": str(file) if file else None} for lora, file in files]
         click.echo(json.dumps(values, ensure_ascii=False, indent=2))
     elif not files:
-        click.echo("There are no LoRAs. Add one with: tenkaigen loras add SOURCE --name NAME")
+        click.echo("There are no LoRAs. Add one: tenkaigen loras add SOURCE --name NAME")
     else:
         headings = ("LoRA", "aliases", "base model", "licence", "commercial use", "file")
-        table = Table(*headings, box=None, header_style="bold")
-        for lora, file in files:
-            where = decimal(file.stat().st_size) if file else "fetched when a job wants it"
-            cells = (lora.name, ", ".join(lora.aliases), lora.base_model, lora.licence, _commercial(lora), where)
-            table.add_row(*map(Text, cells))
-        Console().print(table)
-    if plugins.problems:
-        click.echo("Something is wrong with the plugins; 'tenkaigen plugins' says what.", err=True)
+        rows = [
+            (lora.name, ", ".join(lora.aliases), lora.base_model, lora.licence, _commercial(lora), _where(file))
+            for lora, file in files
+        ]
+        print_table(headings, rows)
+    point_at_problems(plugins)
 
 
-@loras.command()
+@loras.command(short_help="Fetch a LoRA, check it, and write its YAML.")
 @click.argument("source")
 @click.option("--name", required=True, help="What jobs call it.")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="A further name; may be given several times.")
-@click.option("--match-prompt", is_flag=True, help="It also counts where a prompt has one of its names.")
-@click.option("--trigger", "trigger_words", multiple=True, metavar="WORDS", help="Words it was trained with; likewise.")
+@click.option("--match-prompt", is_flag=True, help="Apply it also where a prompt has one of its names.")
+@click.option(
+    "--trigger",
+    "trigger_words",
+    multiple=True,
+    metavar="WORDS",
+    help="Words it was trained with; may be given several times.",
+)
 @click.option("--weight", type=float, default=1.0, show_default=True, help="How strongly it is applied, -4 to 4.")
 @click.option("--description", default="", help="For people who choose.")
 @click.option("--base-model", default="Qwen/Qwen-Image", show_default=True, help="The model it was trained for.")
@@ -104,10 +101,11 @@ def add(ctx: click.Context, /, source: str, folder: Path | None, **given: Any) -
       tenkaigen loras add https://example.org/dragon.safetensors --name "Dragon Quest" --alias DQ --match-prompt
       tenkaigen loras add ./mine.safetensors --name Mine --trigger "in the style of mine" --commercial-use
     """
+    from tenkaigen_worker.cli.lora_files import fetch
     from tenkaigen_worker.plugin import Lora
     from tenkaigen_worker.plugin.lora_source import anchored, parse_source
 
-    settings, plugins = _load(ctx)
+    settings, plugins = load_quietly(ctx)
     try:
         source = anchored(_from_page(source), Path.cwd())
         # Everything but the SHA-256 is checked before anything is fetched.
@@ -116,18 +114,20 @@ def add(ctx: click.Context, /, source: str, folder: Path | None, **given: Any) -
         raise click.UsageError(str(error)) from None
     file = _place(lora, plugins, folder or _first_folder(settings) / "loras")
 
-    lora, found = run(_fetch(settings, lora, parse_source(source)), if_stopped="Stopped. Run it again to go on.")
+    lora, found = run(fetch(settings, lora, parse_source(source)), if_stopped="Stopped. Run it again to go on.")
     text = _yaml_of(lora)
     with _refusals_of(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)
-    click.echo(f"{found}\nWrote {file}. Jobs may name it now: --lora {lora.name!r}")
+    click.echo(f"{found}\nWrote {file}. A job names it so: --lora {lora.name!r}")
     if lora.commercial_use is None and settings.loras.licences == "commercial":
-        click.echo("They are refused until it says commercial_use: true, or loras.licences allows unknown.", err=True)
+        click.echo(
+            "Such jobs are refused until it says commercial_use: true, or loras.licences is unknown or any.", err=True
+        )
 
 
-@loras.command()
+@loras.command(short_help="Compare every file with its SHA-256.")
 @click.pass_context
 def verify(ctx: click.Context) -> None:
     """Read every LoRA file on this machine, and compare it with its SHA-256; exits with 1 when one is wrong.
@@ -136,16 +136,22 @@ def verify(ctx: click.Context) -> None:
     Example:
       tenkaigen loras verify
     """
-    settings, plugins = _load(ctx)
-    folder, problems = _lora_folder(settings), 0
+    from tenkaigen_worker.cli.lora_files import verified
+
+    settings, plugins = load_quietly(ctx)
+    folder = _lora_folder(settings)
+    checked = problems = 0
     with _refusals_of(folder.path):
-        for name, problem in _verified(plugins.loras, folder):
+        for name, problem in verified(plugins.loras, folder):
+            checked += 1
             problems += problem is not None
             click.echo(f"wrong  {name}: {problem}" if problem else f"ok     {name}")
+    if not checked:
+        click.echo("There is no LoRA file on this machine.")
     ctx.exit(1 if problems else 0)
 
 
-@loras.command()
+@loras.command(short_help="Remove files that nobody needs.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.pass_context
 def prune(ctx: click.Context, dry_run: bool) -> None:
@@ -160,7 +166,7 @@ def prune(ctx: click.Context, dry_run: bool) -> None:
     """
     from rich.filesize import decimal
 
-    settings, plugins = _load(ctx)
+    settings, plugins = load_quietly(ctx)
     names = {lora.sha256: lora.name for lora in plugins.loras}
     known = frozenset(names)
     if plugins.problems:
@@ -177,16 +183,6 @@ def prune(ctx: click.Context, dry_run: bool) -> None:
         click.echo(f"{'would remove' if dry_run else 'removed'}  {name} ({decimal(kept.bytes)})")
     if not removed:
         click.echo("Nothing to remove.")
-
-
-def _load(ctx: click.Context) -> tuple[Settings, Plugins]:
-    """Load leniently and quietly: what is wrong with plugins, 'tenkaigen plugins' shows."""
-    from tenkaigen_worker.logs import configure_logging
-    from tenkaigen_worker.plugin.manager import Plugins
-
-    settings = load_settings(ctx).settings
-    configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
-    return settings, Plugins.load(settings.plugins.model_copy(update={"strict": False}))
 
 
 @contextmanager
@@ -206,13 +202,10 @@ def _lora_folder(settings: Settings) -> Folder:
     return LoraCache.of(settings.loras, settings.state_dir).folder
 
 
-def _file_of(lora: Lora, folder: Folder) -> Path | None:
-    """Where a LoRA's file is on this machine, if it is there."""
-    from tenkaigen_worker.plugin.lora_source import LocalFile, parse_source
+def _where(file: Path | None) -> str:
+    from rich.filesize import decimal
 
-    source = parse_source(lora.source)
-    file = source.path if isinstance(source, LocalFile) else folder.file(lora.sha256)
-    return file if file.is_file() else None
+    return decimal(file.stat().st_size) if file else "fetched when a job wants it"
 
 
 def _commercial(lora: Lora) -> str:
@@ -243,57 +236,6 @@ def _place(lora: Lora, plugins: Plugins, folder: Path) -> Path:
     return file
 
 
-async def _fetch(settings: Settings, lora: Lora, source: Source) -> tuple[Lora, str]:
-    """Make the file present and check it; answer the LoRA with its SHA-256, and what was found in words."""
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    from tenkaigen_worker.errors import JobError, PluginError
-    from tenkaigen_worker.loras.cache import LoraCache
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(lora.name, total=None)
-        cache = LoraCache.of(
-            settings.loras,
-            settings.state_dir,
-            progress=lambda _, done, total: bar.update(task, completed=done, total=total),
-        )
-        try:
-            lora, header = await _checked(cache, lora, source)
-        except JobError as error:
-            raise PluginError(str(error)) from error
-        finally:
-            await cache.close()
-    ranks = sorted(set(header.ranks.values()))
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    return lora, f"{lora.name}: {decimal(header.bytes)}, layers: {len(header.ranks)}, {rank}, {header.dtype}"
-
-
-async def _checked(cache: LoraCache, lora: Lora, source: Source) -> tuple[Lora, LoraHeader]:
-    """Fetch and check a file; one that is no LoRA for its model does not stay in the cache."""
-    from tenkaigen_worker.errors import InputError, PluginError
-    from tenkaigen_worker.loras.cache import check_file, sha256_of
-    from tenkaigen_worker.plugin.lora_source import HubFile, LocalFile
-
-    if isinstance(source, LocalFile):
-        header = check_file(lora.name, source.path, lora.base_model)
-        try:
-            return replace(lora, sha256=sha256_of(source.path)), header
-        except OSError as error:
-            raise PluginError(f"{source.path}: {error.strerror or error}") from None
-    fetched = await cache.fetch(lora.name, source)
-    try:
-        header = check_file(lora.name, fetched.path, lora.base_model)
-    except InputError:
-        cache.folder.remove(fetched.path)
-        raise
-    if isinstance(source, HubFile) and fetched.commit:
-        lora = replace(lora, source=str(replace(source, revision=fetched.commit)))  # a branch moves, a commit does not
-    return replace(lora, sha256=fetched.sha256), header
-
-
 def _yaml_of(lora: Lora) -> str:
     """Write what differs from the defaults, and always the licence."""
     import yaml
@@ -305,37 +247,3 @@ def _yaml_of(lora: Lora) -> str:
         if one.name != "origin" and ((value := getattr(lora, one.name)) != one.default or one.name in always)
     }
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000))
-
-
-def _verified(known: Loras, folder: Folder) -> Iterator[tuple[str, str | None]]:
-    """Yield what each file is called, and what is wrong with it."""
-    seen = set()
-    for lora in known:
-        if file := _file_of(lora, folder):
-            seen.add(file)
-            yield lora.name, _problem_of(file, lora.sha256, lora.base_model)
-        elif Path(lora.source).is_absolute():
-            yield lora.name, f"there is no file {lora.source}"
-    for kept in folder.entries():
-        if kept.sha256 and kept.path not in seen:
-            yield f"{kept.path.name} (no LoRA needs it)", _problem_of(kept.path, kept.sha256, None)
-
-
-def _problem_of(file: Path, sha256: str, base_model: str | None) -> str | None:
-    from tenkaigen_worker.loras.cache import sha256_of
-    from tenkaigen_worker.loras.header import BadFile, read_header, read_structure
-
-    try:
-        status = file.stat()
-        if base_model is None:
-            read_structure(file)
-        else:
-            read_header(file, base_model=base_model)
-        found = sha256_of(file)
-        with suppress(OSError):  # a file that may only be read
-            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # to be looked at is not to be used
-    except BadFile as error:
-        return f"{file}: {error}"
-    except OSError as error:
-        return f"{file}: {error.strerror or error}"
-    return None if found == sha256 else f"{file} has the SHA-256 {found}, and should have {sha256}"

@@ -54,7 +54,9 @@ _OPTIONS = (
     ),
     click.option("--franchise", metavar="NAME", help="A name or an alias of a LoRA."),
     click.option(
-        "--reference", metavar="PICTURE", help="A picture to start from: a file, job:ID/INDEX or an https URL."
+        "--reference",
+        metavar="PICTURE",
+        help="A picture to start from: a file, an https URL, or of a queued job job:ID/INDEX.",
     ),
     click.option("--mask", metavar="PICTURE", help="Beside a reference: what is white in it is drawn anew."),
     click.option("--strength", metavar="NUMBER", help="How far to go from the reference, above 0 to 1."),

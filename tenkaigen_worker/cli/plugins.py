@@ -11,6 +11,7 @@ import click
 from tenkaigen_worker.cli.context import load_settings
 
 if TYPE_CHECKING:
+    from tenkaigen_worker.config import Settings
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.plugin.problems import Problem
 
@@ -26,7 +27,8 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
       tenkaigen plugins
       tenkaigen plugins --json | jq '.[].problems'
     """
-    found = load_quietly(ctx).describe()
+    _, loaded = load_quietly(ctx)
+    found = loaded.describe()
     problems = sorted(
         (problem for plugin in found for problem in plugin.problems),
         key=lambda problem: (problem.file, problem.line or 0),
@@ -52,18 +54,25 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
     ctx.exit(1 if problems else 0)
 
 
-def load_quietly(ctx: click.Context) -> Plugins:
-    """Load leniently and quietly: these commands show what is wrong themselves."""
+def load_quietly(ctx: click.Context) -> tuple[Settings, Plugins]:
+    """Load settings and plugins, leniently and quietly: these commands show what is wrong themselves."""
     from tenkaigen_worker.logs import configure_logging
     from tenkaigen_worker.plugin.manager import Plugins
 
     settings = load_settings(ctx).settings
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
-    return Plugins.load(settings.plugins.model_copy(update={"strict": False}))
+    return settings, Plugins.load(settings.plugins.model_copy(update={"strict": False}))
+
+
+def point_at_problems(loaded: Plugins) -> None:
+    """Say where to look when something is wrong that this command does not show."""
+    if loaded.problems:
+        click.echo("Something is wrong with the plugins; 'tenkaigen plugins' says what.", err=True)
 
 
 def _count(offers: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind if count != 1 else kind.removesuffix('s')}" for kind, count in offers.items())
+    words = {kind: "LoRAs" if kind == "loras" else kind for kind in offers}
+    return ", ".join(f"{count} {words[kind] if count != 1 else words[kind][:-1]}" for kind, count in offers.items())
 
 
 def _problem_values(problem: Problem) -> dict[str, str | int | None]:

@@ -60,12 +60,16 @@ async def make_sheet(
         await engine.stop()
 
     side = requests[0].width or info.model.default_width
-    sheet = lay_out(pictures, side=side, columns=columns or math.ceil(math.sqrt(len(pictures))))
-    marks = PngInfo()
-    marks.add_itxt(XMP_KEY, XMP)
-    sheet.save(output, "PNG", pnginfo=marks)
+    save_sheet(output, pictures, side=side, columns=columns or math.ceil(math.sqrt(len(pictures))))
     click.echo(output)
     say_if_noise(info.model)
+
+
+def save_sheet(output: Path, pictures: Sequence[tuple[str, Image.Image]], *, side: int, columns: int) -> None:
+    """Write the sheet of :func:`lay_out` as PNG, with the mark of generated media."""
+    marks = PngInfo()
+    marks.add_itxt(XMP_KEY, XMP)
+    lay_out(pictures, side=side, columns=columns).save(output, "PNG", pnginfo=marks)
 
 
 def lay_out(pictures: Sequence[tuple[str, Image.Image]], *, side: int, columns: int) -> Image.Image:

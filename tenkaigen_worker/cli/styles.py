@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenkaigen_worker.cli.context import load_settings, run
-from tenkaigen_worker.cli.plugins import load_quietly, print_table
+from tenkaigen_worker.cli.plugins import load_quietly, point_at_problems, print_table
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -37,7 +37,7 @@ def styles(ctx: click.Context, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand:
         return
-    loaded = load_quietly(ctx)
+    _, loaded = load_quietly(ctx)
     if as_json:
         values = [
             {
@@ -50,7 +50,7 @@ def styles(ctx: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(values, ensure_ascii=False, indent=2))
         return
     print_table(("style", "description"), [(style.name, style.description) for style in loaded.styles])
-    _point_at_problems(loaded)
+    point_at_problems(loaded)
 
 
 @click.command()
@@ -66,7 +66,7 @@ def templates(ctx: click.Context, as_json: bool) -> None:
       tenkaigen templates
       tenkaigen templates --json | jq '.[].variables'
     """
-    loaded = load_quietly(ctx)
+    _, loaded = load_quietly(ctx)
     if as_json:
         fields = ("name", "description", "prompt", "negative_prompt", "style", "origin")
         values = [
@@ -84,15 +84,10 @@ def templates(ctx: click.Context, as_json: bool) -> None:
         for template in loaded.templates
     ]
     print_table(("template", "variables", "description"), rows)
-    _point_at_problems(loaded)
+    point_at_problems(loaded)
 
 
-def _point_at_problems(loaded: Plugins) -> None:
-    if loaded.problems:
-        click.echo("Something is wrong with the plugins; 'tenkaigen plugins' says what.", err=True)
-
-
-@styles.command()
+@styles.command(short_help="Check files before they are in a folder.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="FILE...")
 @click.pass_context
 def check(ctx: click.Context, files: tuple[Path, ...]) -> None:
@@ -156,7 +151,7 @@ def _is_among(origin: str, files: Sequence[Path]) -> bool:
     return any(Path(origin).resolve().is_relative_to(file.resolve()) for file in files)
 
 
-@styles.command()
+@styles.command(short_help="Draw a prompt in every style, on one sheet.")
 @click.argument("prompt")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("styles.png"), show_default=True)
 @click.option("--style", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated. Otherwise all.")

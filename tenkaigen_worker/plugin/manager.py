@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pluggy
 from pluggy import HookImpl
@@ -25,19 +25,18 @@ from tenkaigen_worker.plugin.discovery import (
     STYLES,
     TEMPLATES,
     Found,
-    check_hooks,
     discover,
     source_problems,
     yaml_files,
 )
 from tenkaigen_worker.plugin.lora_files import LoraFiles
-from tenkaigen_worker.plugin.lora_source import anchored
 from tenkaigen_worker.plugin.loras import Loras, Registered
-from tenkaigen_worker.plugin.problems import Problem, problem_of
+from tenkaigen_worker.plugin.members import Member, admit
+from tenkaigen_worker.plugin.problems import Problem
 from tenkaigen_worker.plugin.shelf import Shelf
 from tenkaigen_worker.plugin.style_files import StyleFiles
 from tenkaigen_worker.plugin.template_files import read_template
-from tenkaigen_worker.plugin.types import AUTO, FinishedJob, Lora, PictureInfo, Prompt, Style, Template
+from tenkaigen_worker.plugin.types import AUTO, FinishedJob, PictureInfo, Prompt, Style, Template
 from tenkaigen_worker.resources import shipped
 
 if TYPE_CHECKING:
@@ -69,16 +68,6 @@ class PluginDescription:
     offers: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """One plugin that was found, what it offered, and what was wrong with it when it was loaded."""
-
-    found: Found
-    styles: tuple[Style, ...] = ()
-    loras: tuple[Lora, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
 class Plugins:
     """The plugins in force, in load order: built-ins, installed packages, then the configured files.
 
@@ -103,7 +92,10 @@ class Plugins:
             *_picture_plugins(settings, own),
         ]
         others = discover(own, settings.paths) if found is None else found
-        self._members = [self._admit(candidate) for candidate in (*built_in, *others)]
+        yaml = (self._style_files, self._lora_files)  # what these offer may change, and is looked at anew
+        self._members = [
+            admit(self._manager, candidate, offers=candidate.plugin not in yaml) for candidate in (*built_in, *others)
+        ]
         self._source_problems = tuple(
             problem
             for source in settings.paths
@@ -250,44 +242,13 @@ class Plugins:
     def _name_of(self, implementation: HookImpl) -> str:
         return next(m.found.name for m in self._members if m.found.plugin is implementation.plugin)
 
-    # Loading
-
-    def _admit(self, found: Found) -> _Member:
-        """Register a plugin, unless something is wrong with it, and take the styles and LoRAs it offers."""
-        problems = found.problems or check_hooks(self._manager, found)
-        if problems:
-            return _Member(found, problems=tuple(problems))
-        try:
-            self._manager.register(found.plugin, found.origin)
-        except (ValueError, pluggy.PluginValidationError) as error:
-            return _Member(found, problems=(problem_of(error, found.file, "cannot be registered"),))
-        if found.plugin in (self._style_files, self._lora_files):
-            return _Member(found)
-        return self._with_offers(found)
-
-    def _with_offers(self, found: Found) -> _Member:
-        offers: dict[type, tuple[Any, ...]] = {}
-        for hook, kind in (("register_styles", Style), ("register_loras", Lora)):
-            try:
-                offers[kind] = tuple(_adopted(value, kind, found) for value in self._offered(found, hook))
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                return _Member(found, problems=(problem_of(error, found.file, f"raised in {hook}"),))
-        return _Member(found, styles=offers[Style], loras=offers[Lora])
-
-    def _offered(self, found: Found, hook: str) -> Iterator[Any]:
-        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-            if implementation.plugin is found.plugin:
-                yield from implementation.function()
-
     def _in_load_order(self, hook: str) -> list[HookImpl]:
         """List a hook's implementations, first loaded first (pluggy's own order is the reverse)."""
         order = {name: place for place, (name, _) in enumerate(self._manager.list_name_plugin())}
         found: list[HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
         return sorted(found, key=lambda impl: (not impl.tryfirst, impl.trylast, order[impl.plugin_name]))
 
-    def _describe(self, member: _Member) -> PluginDescription:
+    def _describe(self, member: Member) -> PluginDescription:
         found = member.found
         problems = [p for p in (*self._styles.problems, *self._loras.problems) if p.file == found.origin]
         offers = {STYLES: len(member.styles), LORAS: len(member.loras)}
@@ -301,15 +262,6 @@ class Plugins:
         hooks = [hook for hook in HOOKS if any(i.plugin is found.plugin for i in self._chains[hook])]
         offers = {kind: count for kind, count in offers.items() if count}
         return PluginDescription(found.name, found.origin, tuple(hooks), (*member.problems, *problems), offers)
-
-
-def _adopted(value: Any, kind: type, found: Found) -> Any:
-    """Take what a plugin offers as its own; a relative path in it starts at the plugin's folder."""
-    if not isinstance(value, kind):
-        raise TypeError(f"it offered {type(value).__name__}, not a {kind.__name__}")
-    if isinstance(value, Lora):
-        value = replace(value, source=anchored(value.source, found.file.absolute().parent))
-    return replace(value, origin=found.origin)
 
 
 def _picture_plugins(settings: PluginSettings, own: Path) -> list[Found]:

@@ -94,7 +94,7 @@ def expand(template: Template, variables: Mapping[str, object], *, prompt: str =
 
     found = [FieldProblem("template_variables", problem) for problem in problems]
     if PLACEHOLDER in template.prompt + template.negative_prompt and not prompt.strip():
-        found.append(FieldProblem("prompt", f"must not be empty: the template {template.name!r} says it"))
+        found.append(FieldProblem("prompt", f"must not be empty: the template {template.name!r} has a place for it"))
     if found:
         raise InputError.of(found)
     values[OWN_PROMPT] = prompt

@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from tenkaigen_worker.config import GenerationSettings, LoraSettings, Settings
+from tenkaigen_worker.config import LoraSettings, Settings
+from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.engine.base import Inputs
 from tenkaigen_worker.errors import ConfigError, FieldProblem, InputError
 from tenkaigen_worker.jobs import Made

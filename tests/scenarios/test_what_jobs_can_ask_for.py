@@ -135,7 +135,8 @@ async def test_all_that_a_row_can_ask_for(
     assert row["recipe"]["mask"]
 
 
-async def test_a_style_of_this_moment_beside_a_broken_one(worker: Program, pool: asyncpg.Pool, plugins: Path) -> None:
+async def test_a_style_of_this_moment_beside_a_broken_one(start: Start, pool: asyncpg.Pool, plugins: Path) -> None:
+    worker = await start("worker")  # no pixel counts here: the blank backend is quicker
     await worker.until("worker_ready")
     (plugins / "broken.yaml").write_text("name: Broken\nprompt: no place for words\n")
     (plugins / "quick.yaml").write_text("name: Quick\nmode: lightning-8\nwidth: 64\nheight: 80\n")

@@ -18,7 +18,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.offers import Offers
 from tenkaigen_worker.api.parts import Parts
-from tenkaigen_worker.config import ApiSettings, GenerationSettings, PluginSettings, ReferenceSettings
+from tenkaigen_worker.config import ApiSettings, PluginSettings, ReferenceSettings
+from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, LimitError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
 from tenkaigen_worker.offers import Line, Work

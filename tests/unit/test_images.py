@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import warnings
-import zlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from tenkaigen_worker.cli import cli
 from tenkaigen_worker.errors import PictureError
 from tenkaigen_worker.images import MadeFrom, encode_png, parameters, read_recipe
 from tenkaigen_worker.recipe import Recipe
+from tests.unit.pictures import chunk
 
 RECIPE = Recipe(
     prompt="Ein Füchslein 狐 with {braces}\nand two lines",
@@ -124,10 +124,6 @@ def test_a_recipe_that_another_program_moved_behind_the_pixels_is_found() -> Non
     moved = png[:start] + png[start + length : end] + png[start : start + length] + png[end:]
 
     assert read_recipe(moved).recipe == RECIPE
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
 
 
 HUGE = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"\0\xff\xff\xff" * 2 + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")

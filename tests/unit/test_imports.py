@@ -18,7 +18,7 @@ PACKAGE = Path(tenkaigen_worker.__file__).parent
 # for the rows of friends.
 LAYERS = (
     {"errors", "resources", "redact", "names"},
-    {"jobs", "settings_sources", "yaml_lines", "config", "offers"},
+    {"jobs", "settings_sources", "yaml_lines", "config_fields", "config_generation", "config", "offers"},
     {"logs", "metrics"},
     {"plugin", "database", "storage"},
     {"recipe", "request", "request_rules", "images", "references", "loras"},
@@ -29,7 +29,7 @@ LAYERS = (
 )
 ROWS_OF_FRIENDS = (
     {"errors", "resources", "redact", "names"},
-    {"jobs", "settings_sources", "yaml_lines", "config", "offers"},
+    {"jobs", "settings_sources", "yaml_lines", "config_fields", "config_generation", "config", "offers"},
     {"recipe", "request", "request_rules", "images", "references", "loras"},
     {"cli", "__main__"},
 )

@@ -13,7 +13,6 @@ from tenkaigen_worker.config import LoraSettings, PluginSettings
 from tenkaigen_worker.errors import InputError
 from tenkaigen_worker.loras.choose import choose, usable, with_trigger_words
 from tenkaigen_worker.plugin import Lora, LoraUse, Style
-from tenkaigen_worker.plugin import manager as manager_module
 from tenkaigen_worker.plugin.lora_files import read_lora
 from tenkaigen_worker.plugin.lora_source import HubFile, LocalFile, WebFile, parse_source
 from tenkaigen_worker.plugin.loras import Loras
@@ -123,17 +122,6 @@ def test_a_lora_made_in_python_keeps_the_same_rules() -> None:
 
 
 # All of a process
-
-
-@pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for drop-ins, with nothing shipped beside it."""
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    monkeypatch.setattr(manager_module, "shipped", lambda folder: empty)
-    folder = tmp_path / "drop-ins"
-    folder.mkdir()
-    return folder
 
 
 def load(folder: Path) -> Plugins:

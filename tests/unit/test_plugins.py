@@ -48,17 +48,6 @@ def appender(word: str, marks: str = "") -> str:
     return f"@hookimpl{marks}\ndef transform_prompt(prompt):\n    return replace(prompt, text=prompt.text + '{word}')\n"
 
 
-@pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for drop-ins, with nothing shipped beside it."""
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    monkeypatch.setattr(manager_module, "shipped", lambda folder: empty)
-    folder = tmp_path / "drop-ins"
-    folder.mkdir()
-    return folder
-
-
 # Finding
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tenkaigen_worker.config import GenerationSettings, ModeSettings
+from tenkaigen_worker.config_generation import GenerationSettings, ModeSettings
 from tenkaigen_worker.errors import InputError
 from tenkaigen_worker.plugin import Prompt, Style
 from tenkaigen_worker.recipe import Model, Recipe, apply_style, resolve

@@ -1,0 +1,53 @@
+"""What the sections of the configuration are made of: their base, the types of values, and contradictions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from tenkaigen_worker.settings_sources import DISAGREE
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Size = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+Text = Annotated[str, Field(min_length=1)]
+Steps = Annotated[int, Field(ge=1, le=100)]
+GuidanceScale = Annotated[float, Field(ge=1, le=20)]
+
+# Sections are strict (`yes` is no number of seconds), but YAML has no type of its own for a path.
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+def _matches(pattern: str, wanted: str) -> AfterValidator:
+    """Check text against a pattern, and say in words what would be right."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"should be {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+HostPattern = Annotated[
+    str,
+    _matches(rf"(\*\.)?({_LABEL}\.)+[a-z]([a-z0-9-]*[a-z0-9])?", "a host such as cdn.example.com or *.example.com"),
+]
+Device = Annotated[str, _matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0")]
+ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
+
+
+class Section(BaseModel):
+    """A section of the configuration: frozen, and no key that nobody knows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+def disagree(message: str, *keys: str) -> PydanticCustomError:
+    """Two settings do not fit together; the message is about the first of ``keys``, dotted where they are deeper."""
+    return PydanticCustomError(DISAGREE, "{message}", {"message": message, "keys": keys})
