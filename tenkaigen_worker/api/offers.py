@@ -61,6 +61,7 @@ class Offers:
             if not any(problem.field in NAMED for problem in error.problems):
                 raise
         self._kept_until = -inf
+        self._plugins.refresh(at_once=True)
         offer = await self.now()
         return read_request(fields, Names.of(offer))
 

@@ -50,8 +50,8 @@ STANDARD = "Standard"
 BUILT_IN = "built-in"
 BUILT_IN_LORAS = "built-in LoRAs"
 
-# One job asks for styles and templates several times; it need not look at all files each time.
-LOOK_AGAIN_SECONDS = 0.02
+# Jobs ask for styles and templates again and again; they need not look at all files each time.
+LOOK_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +180,12 @@ class Plugins:
         self.refresh()
         return self._loras.loras
 
-    def refresh(self) -> None:
-        """Read YAML files that changed. A broken edit is reported, and the last good version stays in force."""
-        if monotonic() - self._looked < LOOK_AGAIN_SECONDS:
+    def refresh(self, *, at_once: bool = False) -> None:
+        """Read YAML files that changed. A broken edit is reported, and the last good version stays in force.
+
+        Unless it must be ``at_once``, nobody looks when somebody has looked within the last second.
+        """
+        if not at_once and monotonic() - self._looked < LOOK_AGAIN_SECONDS:
             return
         self._looked = monotonic()
         before = set(self.problems)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from time import monotonic
 
-from tenkaigen_worker.errors import Code, JobError
+from tenkaigen_worker.errors import Code, InputError, JobError
 from tenkaigen_worker.jobs import Completion, Failure, Output
 from tenkaigen_worker.request import read_request
 from tenkaigen_worker.worker import outcomes
@@ -79,7 +79,12 @@ async def make(hand: JobInHand, turns: EngineTurns, tools: Tools) -> Completion:
 @asynccontextmanager
 async def _prepared(hand: JobInHand, tools: Tools) -> AsyncIterator[Prepared]:
     """Read the row and settle everything; the files that the engine needs are held while the block runs."""
-    request = read_request(hand.job.columns, tools.sources.names)
+    try:
+        request = read_request(hand.job.columns, tools.sources.names)
+    except InputError:
+        # What it names may have been dropped in this very second.
+        tools.sources.plugins.refresh(at_once=True)
+        request = read_request(hand.job.columns, tools.sources.names)
     engine = await tools.engine.start()
     async with prepared(request, tools.sources, engine.model, user_id=hand.job.user_id) as job:
         yield job

@@ -381,6 +381,14 @@ async def test_a_style_of_this_moment_is_looked_up_before_it_is_refused(
     assert (await client.post("/api/generate", json={"prompt": "A fox", "style": "Ukiyo-e"})).status == 202
 
 
+async def test_while_no_worker_is_live_a_style_dropped_in_this_very_second_is_found(
+    client: TestClient, plugin_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenkaigen_worker.plugin.manager.LOOK_AGAIN_SECONDS", 3600)
+    (plugin_folder / "ukiyo-e.yaml").write_text("name: Ukiyo-e\n")
+    assert (await client.post("/api/generate", json={"prompt": "A fox", "style": "Ukiyo-e"})).status == 202
+
+
 async def test_loras_templates_and_pictures_are_checked_by_what_workers_have(
     client: TestClient, workers: FakeWorkers, table: Table
 ) -> None:

@@ -302,8 +302,12 @@ def test_files_are_not_looked_at_again_at_once(bare: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(manager_module, "LOOK_AGAIN_SECONDS", 3600)
     assert plugins.style_names == ("Standard",)
-    monkeypatch.setattr(manager_module, "LOOK_AGAIN_SECONDS", 0)
+    plugins.refresh(at_once=True)
     assert plugins.style_names == ("Standard", "Neon")
+
+    (bare / "b.yaml").write_text("name: Noir")
+    monkeypatch.setattr(manager_module, "LOOK_AGAIN_SECONDS", 0)
+    assert plugins.style_names == ("Standard", "Neon", "Noir")
 
 
 def test_a_name_taken_twice_names_both_origins(bare: Path) -> None:

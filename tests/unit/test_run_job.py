@@ -447,6 +447,16 @@ async def test_a_style_that_nobody_can_use_is_passed_to_nobody(
     assert workers.asked == 0
 
 
+async def test_a_style_dropped_in_this_very_second_is_found(
+    queue: FakeQueue, tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenkaigen_worker.plugin.manager.LOOK_AGAIN_SECONDS", 3600)
+    tools = replace(tools, sources=sources(tmp_path))
+    (tmp_path / "ukiyo-e.yaml").write_text("name: Ukiyo-e\n")
+    await run(job(style="Ukiyo-e"), tools)
+    assert [kind for kind, _ in queue.outcomes] == ["completed"]
+
+
 async def test_a_wrong_value_asks_nobody(workers: FakeWorkers, tools: Tools) -> None:
     await run(job(width=500), tools)
     assert workers.asked == 0
