@@ -129,7 +129,8 @@ class Wakeups:
                     extra={"action": "listen_unproven"},
                 )
             with suppress(TimeoutError):
-                await asyncio.wait_for(lost.wait(), self._probe_seconds)
+                async with asyncio.timeout(self._probe_seconds):
+                    await lost.wait()
         raise DatabaseError("the server closed it")
 
     async def _probe(self) -> bool:
@@ -137,8 +138,10 @@ class Wakeups:
         self._answered.clear()
         with database_faults("cannot probe the listening connection"):
             await self._pool.execute("SELECT pg_notify($1, '')", self._probe_channel)
+        # Not wait_for: on Python 3.11 it swallows a cancel that comes together with the answer.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._answered.wait(), ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._answered.wait()
         return self._answered.is_set()
 
     def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:

@@ -76,7 +76,8 @@ class EngineTurns:
         """Wait until :meth:`may_claim` may answer something else."""
         self._changed.clear()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), SLOW_AFTER_SECONDS if self._coming else None)
+            async with asyncio.timeout(SLOW_AFTER_SECONDS if self._coming else None):
+                await self._changed.wait()
 
     def expect(self, hand: JobInHand) -> None:
         """Count a claimed job that will come to the engine once it is prepared."""

@@ -179,7 +179,8 @@ class Worker:
     async def _until_work_may_wait(self, *, listening: bool) -> None:
         patience = self._settings.poll_seconds_listening if listening else self._settings.poll_seconds
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._work_may_wait.wait(), patience)
+            async with asyncio.timeout(patience):
+                await self._work_may_wait.wait()
 
     def _on_progress(self) -> None:
         self._turns.changed()
@@ -195,7 +196,8 @@ class Worker:
             while (left := self._beat_at - monotonic()) > 0:
                 self._beat_sooner.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._beat_sooner.wait(), left)
+                    async with asyncio.timeout(left):
+                        await self._beat_sooner.wait()
 
             self._last_beat = monotonic()
             self._beat_at = self._last_beat + self._settings.heartbeat_seconds

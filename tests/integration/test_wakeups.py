@@ -236,3 +236,19 @@ async def test_it_keeps_trying_while_there_is_no_database(
 
     assert "cannot listen, next try in" in caplog.text
     assert "the database cannot be reached (host 127.0.0.1, port 1" in caplog.text
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_it_ends_also_in_the_moment_of_an_answer(turns: int, database: str, heard: Heard) -> None:
+    class Mute:
+        async def execute(self, *_: object) -> None:
+            asked.set()
+
+    asked = asyncio.Event()
+    wakeups = Wakeups(DatabaseSettings(), database, Mute(), on_jobs=heard.on_jobs, on_cancel=heard.on_cancel)  # type: ignore[arg-type]
+    async with wakeups:
+        await asked.wait()
+        await asyncio.sleep(0)
+        wakeups._answered.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
