@@ -11,6 +11,7 @@ import asyncpg
 
 from tenkaigen_worker.database.faults import database_faults, explain
 from tenkaigen_worker.database.queries import load_queries
+from tenkaigen_worker.database.upkeep import ping
 from tenkaigen_worker.errors import ConflictError, FieldProblem, InputError, LimitError
 from tenkaigen_worker.jobs import JobView, Output, QueueDepth, Status
 from tenkaigen_worker.offers import LINE_AT_MOST, Line, Work
@@ -132,8 +133,7 @@ class Submissions:
 
     async def ping(self) -> None:
         """Ask the database for a sign of life: for probes, which come often, and need no counting."""
-        with database_faults("the database does not answer"):
-            await self._pool.execute("SELECT 1")
+        await ping(self._pool)
 
     async def depth(self) -> QueueDepth:
         """How many jobs wait and run now, and how long the oldest that is due has waited."""
