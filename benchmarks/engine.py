@@ -21,7 +21,7 @@ from report import Figure, Spread, publish
 from rich.progress import track
 from workbench import THREADS, run
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.base import NO_INPUTS
 from tenkaigen_worker.recipe import AppliedLora, Recipe
 

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.config_fields import (
-    Device,
     FilePath,
     HostPattern,
     Port,
@@ -58,31 +58,6 @@ class DatabaseSettings(Section):
             text = "leads to another server than database.url: embedded; leave it out, or name the server in both"
             raise disagree(text, "listen_url", "url")
         return self
-
-
-class PhaseLimits(Section):
-    """How long the engine may be silent in each phase before it is taken for dead."""
-
-    load_seconds: Seconds = 900
-    encode_seconds: Seconds = 120
-    step_seconds: Seconds = 120
-    decode_seconds: Seconds = 300
-
-
-class EngineSettings(Section):
-    """What makes the pictures."""
-
-    backend: Literal["auto", "nunchaku", "diffusers", "tiny", "blank"] = "auto"
-    model: Text = "Qwen/Qwen-Image"
-    revision: Text | None = None
-    device: Device = "auto"
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    offload: Literal["auto", "none", "model", "sequential"] = "auto"
-    threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    max_batch: Annotated[int, Field(ge=1, le=8)] = 1
-    prompt_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024**2
-    lora_cache_bytes: Annotated[int, Field(ge=0)] = 1024**3
-    silence: PhaseLimits = PhaseLimits()
 
 
 class WorkerSettings(Section):
@@ -235,6 +210,16 @@ class Settings(Section):
     loras: LoraSettings = LoraSettings()
     cost: CostSettings = CostSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _modes_have_their_checkpoints(self) -> Self:
+        checkpoints = self.engine.checkpoints
+        for name, mode in self.generation.modes.items():
+            if mode.checkpoint is not None and mode.checkpoint not in checkpoints:
+                there = f"there is {', '.join(checkpoints)}" if checkpoints else "there is none"
+                text = f"no checkpoint in engine.checkpoints has this name; {there}"
+                raise disagree(text, f"generation.modes.{name}.checkpoint", "engine.checkpoints")
+        return self
 
     @model_validator(mode="after")
     def _pictures_have_an_address(self) -> Self:

@@ -39,6 +39,7 @@ HostPattern = Annotated[
     _matches(rf"(\*\.)?({_LABEL}\.)+[a-z]([a-z0-9-]*[a-z0-9])?", "a host such as cdn.example.com or *.example.com"),
 ]
 Device = Annotated[str, _matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0")]
+HubId = Annotated[str, _matches(r"[\w.-]+/[\w.-]+", "a name on the Hugging Face hub such as Qwen/Qwen-Image")]
 ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
 
 

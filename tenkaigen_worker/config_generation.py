@@ -13,13 +13,15 @@ from tenkaigen_worker.names import nearest
 class ModeSettings(Section):
     """A named way to run the model, and the bounds of what its jobs may ask for.
 
-    ``lora`` is the name of the LoRA that a full model needs for it.
+    ``lora`` is the name of the LoRA that a full model needs for it. ``checkpoint`` names one of ``engine.checkpoints``
+    that the backend ``nunchaku`` draws it with; ``None`` is the first of them.
     """
 
     steps: Steps
     guidance_scale: GuidanceScale
     scheduler: Literal["base", "lightning"] = "base"
     lora: Text | None = None
+    checkpoint: Text | None = None
     min_steps: Steps = 1
     max_steps: Steps = 100
     max_guidance_scale: GuidanceScale = 20

@@ -24,6 +24,16 @@ class WorkerState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one engine can draw at most, for want of memory: pixels of a picture. ``None`` is no bound of its own."""
+
+    max_pixels: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
     """What one worker says of itself: a row of ``generation_workers``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tenkaigen_worker.errors import FieldProblem, InputError
@@ -37,7 +37,9 @@ class Model:
     """What a loaded model is called, and the size in pixels that it likes best.
 
     ``default_steps`` is set by a model for which more steps make no sense, unless somebody asks for them. ``demo``
-    marks an untrained one. ``base`` is the model whose LoRAs fit this one.
+    marks an untrained one. ``base`` is the model whose LoRAs fit this one. ``checkpoints`` has the quantised
+    transformers that it can draw with, the usual one first: their names in the configuration, and what recipes call
+    them.
     """
 
     backend: str
@@ -48,6 +50,12 @@ class Model:
     demo: bool = False
     default_steps: int | None = None
     base: str = BASE_MODEL
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+
+    def checkpoint(self, name: str | None) -> str | None:
+        """What recipes call the checkpoint of this name, or the usual one; ``None`` for a model that has none."""
+        usual = next(iter(self.checkpoints.values()), None)
+        return usual if name is None else self.checkpoints.get(name, usual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,7 @@ class Recipe:
 
     Kept with the job and inside the PNG. ``width`` and ``height`` in pixels, multiples of 16. ``seeds`` has one entry
     per picture. ``guidance_scale`` is diffusers' ``true_cfg_scale``; 1.0 means no guidance and one forward a step.
+    ``checkpoint`` is the quantised transformer that it is drawn with, where the model has any.
     ``reference`` and ``mask`` are the SHA-256 (hex) of the files that were given; ``strength``, from 0 to 1, is how
     much of the reference is drawn anew. ``demo`` marks pictures of a demonstration backend.
     """
@@ -82,6 +91,7 @@ class Recipe:
     backend: str
     model: str
     revision: str | None = None
+    checkpoint: str | None = None
     loras: tuple[AppliedLora, ...] = ()
     reference: str | None = None
     mask: str | None = None
@@ -121,6 +131,7 @@ def warm_up(model: Model) -> Recipe:
         backend=model.backend,
         model=model.name,
         revision=model.revision,
+        checkpoint=model.checkpoint(None),
         demo=model.demo,
     )
 
@@ -213,6 +224,7 @@ def resolve(
         backend=model.backend,
         model=model.name,
         revision=model.revision,
+        checkpoint=model.checkpoint(mode.checkpoint),
         loras=tuple(loras),
         reference=given.reference_sha256 if given else None,
         mask=given.mask_sha256 if given else None,

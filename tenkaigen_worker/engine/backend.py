@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.recipe import Model, Recipe

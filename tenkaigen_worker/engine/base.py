@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from tenkaigen_worker.offers import NO_LIMITS, Limits
 from tenkaigen_worker.recipe import Model, Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine says of itself once its model is loaded."""
+    """What an engine says of itself once its model is loaded.
+
+    ``load_ms`` is how long that took in all, ``stages_ms`` what of it went where. ``limits`` bound what it can draw.
+    """
 
     model: Model
     device: str
     dtype: str
     load_ms: int
+    stages_ms: Mapping[str, int] = field(default_factory=dict)
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import traceback
 import warnings
 from dataclasses import dataclass, replace
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import messages
 from tenkaigen_worker.engine.backend import Backend, DeviceBroken, OutOfMemory, Stopped, load_backend
 from tenkaigen_worker.engine.base import EngineInfo, Inputs

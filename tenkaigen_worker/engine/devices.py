@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.errors import Code, EngineError
 
 GIB = 1024**3

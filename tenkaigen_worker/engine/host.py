@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import NoReturn
 
-from tenkaigen_worker.config import EngineSettings, PhaseLimits
+from tenkaigen_worker.config_engine import EngineSettings, PhaseLimits
 from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Inputs, Picture, Step
 from tenkaigen_worker.engine.messages import (
     Cancel,

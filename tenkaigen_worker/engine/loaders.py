@@ -16,7 +16,7 @@ from diffusers.utils.logging import disable_progress_bar as hide_diffusers_bars
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar as hide_transformers_bars
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.devices import Footprint, choose_device, choose_dtype, choose_offload, limit_threads
 from tenkaigen_worker.engine.lock import lock_device
 from tenkaigen_worker.engine.qwen import QwenBackend

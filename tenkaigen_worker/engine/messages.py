@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.base import EngineInfo, Inputs, Picture, Step
 from tenkaigen_worker.errors import Code
 from tenkaigen_worker.recipe import Recipe

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import latents
 from tenkaigen_worker.engine.adapters import Adapters
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Report, Stopped

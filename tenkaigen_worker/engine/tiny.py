@@ -18,7 +18,7 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.devices import choose_device, choose_dtype, limit_threads
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.recipe import Model

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.errors import Code, EngineError
 
 log = logging.getLogger("tenkaigen.engine")

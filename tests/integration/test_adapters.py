@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import adapters as adapters_module
 from tenkaigen_worker.engine.adapters import Adapters
 from tenkaigen_worker.engine.backend import OutOfMemory, Stopped

@@ -20,7 +20,7 @@ import torch
 from diffusers import QwenImagePipeline
 from huggingface_hub import constants
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import weights
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory
 from tenkaigen_worker.engine.base import NO_INPUTS, Step

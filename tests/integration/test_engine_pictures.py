@@ -15,7 +15,7 @@ import torch
 from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
 from PIL import Image
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import latents
 from tenkaigen_worker.engine.backend import OutOfMemory, Stopped
 from tenkaigen_worker.engine.base import NO_INPUTS, Inputs, Picture, Step

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 import torch
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.base import Inputs, Step
 from tenkaigen_worker.engine.demo_lora import write_demo_lora
 from tenkaigen_worker.engine.host import EngineProcess

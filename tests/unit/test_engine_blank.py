@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tenkaigen_worker.config import EngineSettings, PhaseLimits
+from tenkaigen_worker.config_engine import EngineSettings, PhaseLimits
 from tenkaigen_worker.engine import child as child_module
 from tenkaigen_worker.engine import messages
 from tenkaigen_worker.engine import process as process_module
@@ -417,7 +417,7 @@ async def test_the_child_ends_with_its_socket_even_in_the_middle_of_a_step() -> 
 
 PARENT = """
 import asyncio
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.recipe import Recipe
 

@@ -16,9 +16,28 @@ PACKAGE = Path(tenkaigen_worker.__file__).parent
 
 # From the ground up. A module may import from its own room and from rows below; rooms of one row are strangers, but
 # for the rows of friends.
+SETTINGS_AND_JOBS = {
+    "jobs",
+    "settings_sources",
+    "yaml_lines",
+    "config_fields",
+    "config_engine",
+    "config_generation",
+    "config",
+    "offers",
+}
 LAYERS = (
     {"errors", "resources", "redact", "names"},
-    {"jobs", "settings_sources", "yaml_lines", "config_fields", "config_generation", "config", "offers"},
+    {
+        "jobs",
+        "settings_sources",
+        "yaml_lines",
+        "config_fields",
+        "config_engine",
+        "config_generation",
+        "config",
+        "offers",
+    },
     {"logs", "metrics"},
     {"plugin", "database", "storage"},
     {"recipe", "request", "request_rules", "images", "references", "loras"},
@@ -29,7 +48,16 @@ LAYERS = (
 )
 ROWS_OF_FRIENDS = (
     {"errors", "resources", "redact", "names"},
-    {"jobs", "settings_sources", "yaml_lines", "config_fields", "config_generation", "config", "offers"},
+    {
+        "jobs",
+        "settings_sources",
+        "yaml_lines",
+        "config_fields",
+        "config_engine",
+        "config_generation",
+        "config",
+        "offers",
+    },
     {"recipe", "request", "request_rules", "images", "references", "loras"},
     {"cli", "__main__"},
 )

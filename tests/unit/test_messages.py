@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenkaigen_worker.config import EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import messages
 from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Picture, Step
 from tenkaigen_worker.engine.messages import AsyncChannel, BlockingChannel, Message, ProtocolError
