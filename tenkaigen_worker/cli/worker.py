@@ -101,7 +101,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
             )
             await stack.enter_async_context(endpoint)
         model = (await engine.start()).model
-        sources.check_default_mode(model.base)
+        sources.check_modes(model)
         announcer = Announcer(worker_id, model, tools, worker.problems)
 
         wakeups = Wakeups(settings.database, dsn, pool, on_jobs=worker.work_may_wait, on_cancel=worker.cancel_may_wait)

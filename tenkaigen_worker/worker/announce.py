@@ -78,7 +78,7 @@ class Announcer:
         return True
 
     def _describe(self) -> Announcement:
-        sources, base = self._tools.sources, self._model.base
+        sources = self._tools.sources
         return Announcement(
             worker_id=self._worker_id,
             host=socket.gethostname(),
@@ -88,9 +88,9 @@ class Announcer:
             demo=self._model.demo,
             state=WorkerState.UNREADY if self._problems() else WorkerState.READY,
             styles={style.name: style.description for style in self._tools.plugins.styles},
-            modes=sources.usable_modes(base),
+            modes=sources.usable_modes(self._model),
             picture_ms=self._tools.pace.picture_ms,
-            loras=sources.usable_loras(base),
+            loras=sources.usable_loras(self._model.base),
             templates=sources.templates,
         )
 
