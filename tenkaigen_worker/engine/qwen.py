@@ -21,9 +21,11 @@ from tenkaigen_worker.engine.adapters import Adapters
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Report, Stopped
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.engine.devices import fitting_batch
+from tenkaigen_worker.engine.edit import Edit, make_edit_pipeline, read_pictures
 from tenkaigen_worker.engine.prompts import MAX_PROMPT_TOKENS, PromptEncoder
 from tenkaigen_worker.engine.reference import Reference, read_reference
 from tenkaigen_worker.engine.schedulers import make_scheduler
+from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.recipe import Model, Recipe
 
 # Guidance needs a negative prompt; the model's authors use a single space for none.
@@ -58,12 +60,23 @@ class Run:
 
 
 class QwenBackend:
-    """A loaded ``QwenImagePipeline``, and its siblings that start from a picture; all share one set of weights."""
+    """A loaded ``QwenImagePipeline``, and its siblings that start from a picture; all share one set of weights.
+
+    ``processor`` is that of the pipeline for edits, where they can be made.
+    """
 
     def __init__(
-        self, pipe: Any, model: Model, device: torch.device, dtype: torch.dtype, settings: EngineSettings = DEFAULTS
+        self,
+        pipe: Any,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        settings: EngineSettings = DEFAULTS,
+        *,
+        processor: Any = None,
     ) -> None:
         self._pipe = pipe
+        self._processor = processor
         self._base_scheduler = pipe.scheduler
         self._device = device
         self._max_batch = settings.max_batch
@@ -83,17 +96,18 @@ class QwenBackend:
         """
         run = Run(recipe, report, cancel)
         run.go_on()
-        reference = read_reference(recipe, inputs)
+        reference, edit = read_reference(recipe, inputs), self._read_edit(recipe, inputs)
         with (
             self._device_errors(),
             self._memory_for(lean=lean),
             self._adapters.applied(recipe.loras, inputs.loras) as lora_ms,
         ):
             started = time.monotonic()
-            start = self._start(run, reference)
+            start = self._start(run, reference, edit)
             report(Step("encode", first, 1, 1))
             timings = {"encode": _milliseconds_since(started)} | ({"lora": lora_ms} if recipe.loras else {})
-            yield from self._draw(run, start, first, 1 if lean else self._max_batch, timings)
+            # The pipeline for edits takes one picture at a time.
+            yield from self._draw(run, start, first, 1 if lean or edit else self._max_batch, timings)
 
     def _draw(self, run: Run, start: Start, index: int, most: int, timings: dict[str, int]) -> Iterator[Picture]:
         """Make the pictures from ``index`` on, at most ``most`` together; ``timings`` go with the first."""
@@ -119,9 +133,19 @@ class QwenBackend:
                 yield self._picture(run, start, index, one, timings)
                 index, timings = index + 1, {"encode": 0, "denoise": 0}
 
-    def _start(self, run: Run, reference: Reference | None) -> Start:
+    def _read_edit(self, recipe: Recipe, inputs: Inputs) -> Edit | None:
+        """Read the pictures that the recipe changes, if it is an edit."""
+        if not (pictures := read_pictures(recipe, inputs)):
+            return None
+        if self._processor is None:
+            raise EngineError(Code.ENGINE_FAILED, "this engine makes no edits: name their model in engine.edit_model")
+        return Edit(self._editing, pictures, recipe.references)
+
+    def _start(self, run: Run, reference: Reference | None, edit: Edit | None) -> Start:
         """Encode what all pictures start from."""
-        pipe, arguments = self._pipe, self._encode_prompts(run)
+        pipe, arguments = self._pipe, self._encode_prompts(run, edit)
+        if edit is not None:
+            return Start(edit.pipe, arguments | {"image": list(edit.pictures)}, None)
         if reference is not None:
             run.go_on()
             picture = latents.encode(self._pipe.vae, reference.pixels(), self._device)
@@ -133,19 +157,19 @@ class QwenBackend:
             self._synchronize()
         return Start(pipe, arguments, reference)
 
-    def _encode_prompts(self, run: Run) -> dict[str, Any]:
+    def _encode_prompts(self, run: Run, edit: Edit | None) -> dict[str, Any]:
         """Encode both prompts once for all pictures: the result equals what the pipeline's own call would make."""
         recipe = run.recipe
         texts = {"": recipe.prompt}
         if recipe.guidance_scale > 1:
             texts["negative_"] = recipe.negative_prompt or NO_NEGATIVE_PROMPT
-        known = sum(text in self._prompts for text in texts.values())
+        known = sum(self._prompts.knows(text, edit) for text in texts.values())
 
         started = time.monotonic()
         arguments: dict[str, Any] = {}
         for prefix, text in texts.items():
             run.go_on()
-            embedding = self._prompts.encode(text)
+            embedding = self._prompts.encode(text, edit)
             arguments |= {f"{prefix}prompt_embeds": embedding.embeds, f"{prefix}prompt_embeds_mask": embedding.mask}
         self._synchronize()
         log.info(
@@ -215,6 +239,10 @@ class QwenBackend:
     @cached_property
     def _inpainting(self) -> Any:
         return self._sibling(QwenImageInpaintPipeline)
+
+    @cached_property
+    def _editing(self) -> Any:
+        return make_edit_pipeline(self._pipe, self._processor)
 
     def _sibling(self, kind: Any) -> Any:
         """Make the pipeline of another kind over the same weights."""
