@@ -21,7 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tenkaigen_worker.engine.base import Inputs
 from tenkaigen_worker.engine.reference import open_picture
-from tenkaigen_worker.errors import Code, EngineError
+from tenkaigen_worker.errors import Code, EngineError, FieldProblem, InputError
 from tenkaigen_worker.recipe import Recipe
 
 
@@ -57,7 +57,13 @@ class Edit:
     sha256: tuple[str, ...]
 
     def encode(self, text: str, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode a prompt with the pictures it is about, as the pipeline's own call does: embeddings and mask."""
+        """Encode a prompt with the pictures it is about, as the pipeline's own call does: embeddings and mask.
+
+        Raises ``InputError`` for a text that has a picture's token in it: the processor would look for that picture.
+        """
+        for token in (self.pipe.processor.image_token, self.pipe.processor.video_token):
+            if token in text:
+                raise InputError.of([FieldProblem("prompt", f"may not contain {token}, which stands for a picture")])
         with _pictures_have_two_dimensions(self.pipe):
             embeds, mask = self.pipe.encode_prompt(
                 prompt=text, image=[self._seen(picture) for picture in self.pictures], max_sequence_length=max_tokens

@@ -71,7 +71,9 @@ def build_pipeline() -> Any:
 def _tokenizer() -> Any:
     # One token per byte: the template's front is then longer than the fixed 34 tokens that the pipeline drops from
     # the encoded prompt, so that no word of the prompt is among them.
-    tokens = [*sorted(ByteLevel.alphabet()), *PICTURE_TOKENS, *SPECIAL_TOKENS]
+    # Pictures take the places of bytes that UTF-8 never has.
+    places = dict(zip("\u00f5\u00f6\u00f7\u00f8", PICTURE_TOKENS, strict=True))
+    tokens = [*(places.get(byte, byte) for byte in sorted(ByteLevel.alphabet())), *SPECIAL_TOKENS]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     return Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=[*PICTURE_TOKENS, *SPECIAL_TOKENS[1:]])
 
