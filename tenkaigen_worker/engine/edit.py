@@ -25,7 +25,7 @@ from tenkaigen_worker.errors import Code, EngineError, FieldProblem, InputError
 from tenkaigen_worker.recipe import Recipe
 
 
-class PictureProcessor(Qwen2VLProcessor):
+class PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]  # transformers has no types
     """transformers' processor for pictures and text, without the part for videos."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
