@@ -46,7 +46,7 @@ NO_INPUTS = Inputs()
 class Step:
     """One message of progress: picture ``index`` of the recipe has finished ``step`` of ``total`` denoising steps.
 
-    ``phase`` is ``encode``, ``denoise`` or ``decode``. ``count`` pictures, from ``index`` on, take this step together.
+    ``phase`` is ``load`` (another checkpoint than the one at hand), ``encode``, ``denoise`` or ``decode``. ``count`` pictures, from ``index`` on, take this step together.
     """
 
     phase: str
