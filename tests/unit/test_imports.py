@@ -67,6 +67,7 @@ INSIDE_THE_ENGINE = {
     "devices.py",
     "latents.py",
     "loaders.py",
+    "machine.py",
     "prompts.py",
     "qwen.py",
     "reference.py",
