@@ -67,7 +67,9 @@ class Checkpoints:
             return next(iter(self._files))
         if identity not in self._files:
             known = ", ".join(self._files)
-            raise InputError.of([FieldProblem("checkpoint", f"there is no {identity} on this worker; there is {known}")])
+            raise InputError.of(
+                [FieldProblem("checkpoint", f"there is no {identity} on this worker; there is {known}")]
+            )
         return identity
 
     def _make(self, identity: str) -> Any:

@@ -36,9 +36,7 @@ def make_warm(backend: Backend, alive: Callable[[], None]) -> None:
     """
     recipe, never = warm_up(backend.model), threading.Event()
     try:
-        for _ in backend.pictures(
-            recipe, NO_INPUTS, first=0, lean=False, report=lambda step: alive(), cancel=never
-        ):
+        for _ in backend.pictures(recipe, NO_INPUTS, first=0, lean=False, report=lambda step: alive(), cancel=never):
             alive()
     except OutOfMemory as error:
         raise EngineError(

@@ -64,8 +64,13 @@ ROWS_OF_FRIENDS = (
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "nunchaku", "safetensors", "huggingface_hub"}
 INSIDE_THE_ENGINE = {
     "adapters.py",
+    "checkpoints.py",
     "devices.py",
+    "faults.py",
     "hub.py",
+    "int4.py",
+    "int4_forward.py",
+    "int4_transformer.py",
     "latents.py",
     "loaders.py",
     "machine.py",
