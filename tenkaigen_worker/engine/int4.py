@@ -93,7 +93,6 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
         tiles_above=plan.tile_above_pixels if plan else None,
         limits=plan.limits if plan else NO_LIMITS,
     )
-    del transformer, pipe  # the backend lets go of them when another checkpoint is wanted
     with stages("warm_up"):
         make_warm(backend, alive)
     backend.stages_ms |= stages.ms
