@@ -64,8 +64,10 @@ ROWS_OF_FRIENDS = (
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "nunchaku", "safetensors", "huggingface_hub"}
 INSIDE_THE_ENGINE = {
     "adapters.py",
+    "branches.py",
     "devices.py",
     "latents.py",
+    "layers.py",
     "loaders.py",
     "prompts.py",
     "qwen.py",

@@ -1,0 +1,114 @@
+"""LoRAs in the low-rank branch of Nunchaku's 4-bit layers.
+
+SVDQuant (Li et al. 2024) keeps beside a layer's 4-bit weights a branch in 16 bits, ``up(down(x))``, which sees the
+input before it is smoothed and quantised. That is the form of a LoRA, so a LoRA is further ranks of this branch, and
+costs no kernel of its own. It also reaches the fused MLP, which calls no module and runs no hook.
+
+The kernels read both halves in fragments of 16 channels by 16 ranks: ``[channels / 16][ranks / 16][256]``, whatever
+two-dimensional shape the tensor claims to have. Ranks are therefore appended to each row of fragments, and those of the
+checkpoint keep their bits. Of the fused layers (``to_qkv``) a LoRA changes only some outputs: there the rest of ``up``
+is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+FRAGMENT = 16  # channels, and ranks
+MAX_RANK = 1024  # the kernels' scales per fragment end here, and they do not check (nunchaku's lora.cuh)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragments:
+    """A LoRA's parts for one layer, packed: ``down`` and ``up`` are channels / 16 x ranks / 16 x 256.
+
+    ``first`` is the row of fragments of the layer's ``up`` where this one begins.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    first: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[1] * FRAGMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What one LoRA adds to a branch, and how strongly."""
+
+    fragments: Fragments
+    weight: float
+
+
+def is_branched(module: Any) -> bool:
+    """Whether this is a 4-bit layer with a low-rank branch: ``SVDQW4A4Linear`` of nunchaku or of nunchaku_lite."""
+    return all(hasattr(module, name) for name in ("proj_down", "proj_up", "qweight"))
+
+
+def pack(weight: torch.Tensor, *, down: bool) -> torch.Tensor:
+    """Lay out one half of a low-rank pair as the kernels read it, with zeros up to the next multiple of 16 ranks.
+
+    ``weight`` is ranks x channels for ``down``, otherwise channels x ranks; the answer is channels / 16 x ranks / 16 x
+    256. Within a fragment each of a warp's 32 lanes has the eight numbers that its matrix instruction takes (``mma``
+    m16n8k16), as nunchaku's ``pack_lowrank_weight`` orders them.
+    """
+    weight = pad(weight, (0, -weight.shape[1] % FRAGMENT, 0, -weight.shape[0] % FRAGMENT))
+    rows, columns = (size // FRAGMENT for size in weight.shape)
+    # Within a fragment: rows as 2 x 8 lanes, columns as 2 x 4 lanes x 2 neighbours.
+    parts = weight.reshape(rows, 2, 8, columns, 2, 4, 2)
+    channels, ranks = (3, 0) if down else (0, 3)
+    return parts.permute(channels, ranks, 2, 5, 1, 4, 6).flatten(2)
+
+
+@contextmanager
+def appended(module: Any, additions: Sequence[Addition]) -> Iterator[None]:
+    """Append LoRAs to a layer's branch for as long as the context lasts; its own parameters are then put back."""
+    down, up, rank = module.proj_down, module.proj_up, module.rank
+    try:
+        module.proj_down, module.proj_up = _grown(down, up, additions)
+        module.rank = module.proj_down.shape[1]
+        yield
+    finally:
+        module.proj_down, module.proj_up, module.rank = down, up, rank
+
+
+def _grown(
+    down: torch.Tensor, up: torch.Tensor, additions: Sequence[Addition]
+) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """Copy a branch with room behind each row of fragments, and fill that."""
+    own = down.shape[1] // FRAGMENT
+    ranks = own + sum(addition.fragments.down.shape[1] for addition in additions)
+    grown_down, grown_up = _room(down, ranks), _room(up, ranks)
+    at = own
+    for addition in additions:
+        new = addition.fragments
+        till = at + new.down.shape[1]
+        grown_down[:, at:till] = new.down
+        grown_up[new.first : new.first + len(new.up), at:till] = new.up.float() * addition.weight
+        at = till
+    return _parameter(grown_down), _parameter(grown_up)
+
+
+def _room(half: torch.Tensor, ranks: int) -> torch.Tensor:
+    """Copy one half of a branch into fragments for so many ranks in all; what is new is zero."""
+    fragments = half.detach().view(len(half) // FRAGMENT, -1, FRAGMENT * FRAGMENT)
+    room = fragments.new_zeros(len(fragments), ranks, FRAGMENT * FRAGMENT)
+    room[:, : fragments.shape[1]] = fragments
+    return room
+
+
+def _parameter(fragments: torch.Tensor) -> torch.nn.Parameter:
+    channels, ranks, _ = fragments.shape
+    return torch.nn.Parameter(fragments.view(channels * FRAGMENT, ranks * FRAGMENT), requires_grad=False)
