@@ -51,6 +51,12 @@ class Addition:
     fragments: Fragments
     weight: float
 
+    def up(self, rows: int, dtype: torch.dtype) -> torch.Tensor:
+        """Weigh the half that writes, in float32, and put it among so many rows of fragments, the others zero."""
+        weighed = (self.fragments.up.float() * self.weight).to(dtype)
+        first = self.fragments.first
+        return pad(weighed, (0, 0, 0, 0, first, rows - first - len(weighed)))
+
 
 def is_branched(module: Any) -> bool:
     """Whether this is a 4-bit layer with a low-rank branch: ``SVDQW4A4Linear`` of nunchaku or of nunchaku_lite."""
@@ -76,39 +82,17 @@ def pack(weight: torch.Tensor, *, down: bool) -> torch.Tensor:
 def appended(module: Any, additions: Sequence[Addition]) -> Iterator[None]:
     """Append LoRAs to a layer's branch for as long as the context lasts; its own parameters are then put back."""
     down, up, rank = module.proj_down, module.proj_up, module.rank
+    rows = len(up) // FRAGMENT
     try:
-        module.proj_down, module.proj_up = _grown(down, up, additions)
+        module.proj_down = _grown(down, [addition.fragments.down for addition in additions])
+        module.proj_up = _grown(up, [addition.up(rows, up.dtype) for addition in additions])
         module.rank = module.proj_down.shape[1]
         yield
     finally:
         module.proj_down, module.proj_up, module.rank = down, up, rank
 
 
-def _grown(
-    down: torch.Tensor, up: torch.Tensor, additions: Sequence[Addition]
-) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
-    """Copy a branch with room behind each row of fragments, and fill that."""
-    own = down.shape[1] // FRAGMENT
-    ranks = own + sum(addition.fragments.down.shape[1] for addition in additions)
-    grown_down, grown_up = _room(down, ranks), _room(up, ranks)
-    at = own
-    for addition in additions:
-        new = addition.fragments
-        till = at + new.down.shape[1]
-        grown_down[:, at:till] = new.down
-        grown_up[new.first : new.first + len(new.up), at:till] = new.up.float() * addition.weight
-        at = till
-    return _parameter(grown_down), _parameter(grown_up)
-
-
-def _room(half: torch.Tensor, ranks: int) -> torch.Tensor:
-    """Copy one half of a branch into fragments for so many ranks in all; what is new is zero."""
-    fragments = half.detach().view(len(half) // FRAGMENT, -1, FRAGMENT * FRAGMENT)
-    room = fragments.new_zeros(len(fragments), ranks, FRAGMENT * FRAGMENT)
-    room[:, : fragments.shape[1]] = fragments
-    return room
-
-
-def _parameter(fragments: torch.Tensor) -> torch.nn.Parameter:
-    channels, ranks, _ = fragments.shape
-    return torch.nn.Parameter(fragments.view(channels * FRAGMENT, ranks * FRAGMENT), requires_grad=False)
+def _grown(half: torch.Tensor, more: Sequence[torch.Tensor]) -> torch.nn.Parameter:
+    """Copy one half of a branch with more fragments behind each row of its own."""
+    own = half.detach().view(len(half) // FRAGMENT, -1, FRAGMENT * FRAGMENT)
+    return torch.nn.Parameter(torch.cat([own, *more], dim=1).view(len(half), -1), requires_grad=False)
