@@ -64,6 +64,7 @@ ROWS_OF_FRIENDS = (
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "nunchaku", "safetensors", "huggingface_hub"}
 INSIDE_THE_ENGINE = {
     "adapters.py",
+    "branches.py",
     "checkpoints.py",
     "devices.py",
     "faults.py",
@@ -72,6 +73,7 @@ INSIDE_THE_ENGINE = {
     "int4_forward.py",
     "int4_transformer.py",
     "latents.py",
+    "layers.py",
     "loaders.py",
     "machine.py",
     "prompts.py",
