@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.checkpoints import Checkpoints
-from tenkaigen_worker.engine.devices import choose_device, limit_threads
+from tenkaigen_worker.engine.devices import choose_device, choose_dtype, limit_threads
 from tenkaigen_worker.engine.int4_transformer import LOADERS, Placement, check_file
 from tenkaigen_worker.engine.loaders import load_errors, lock_gpu, quiet_libraries
 from tenkaigen_worker.engine.machine import Machine, inspect_here
@@ -69,7 +69,11 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
             text_encoder = _load_text_encoder(weights.folder, device, dtype, _text_encoder_as(settings, plan))
         with stages("vae"):
             vae = AutoencoderKLQwenImage.from_pretrained(
-                weights.folder, subfolder="vae", dtype=dtype, use_safetensors=True, local_files_only=True
+                weights.folder,
+                subfolder="vae",
+                dtype=choose_dtype("auto", device),
+                use_safetensors=True,
+                local_files_only=True,
             )
         with stages("place"):
             pipe = QwenImagePipeline.from_pretrained(

@@ -341,7 +341,7 @@ def test_it_predicts_what_the_dense_transformer_predicts(quantised: Any) -> None
     given = arguments(2, 9)
     dense = predict(small_transformer().to(torch.bfloat16), **given)
 
-    assert far(predict(quantised, **given), dense) < 0.15
+    assert far(predict(quantised, **given), dense) < 0.25
 
 
 def test_padding_is_not_looked_at(quantised: Any) -> None:
