@@ -285,6 +285,8 @@ def test_all_is_put_back_to_the_bit(int4: Any, tmp_path: Path) -> None:
     lora = make(int4, *TARGETS, "img_in", "proj_out")
     with applied(int4, tmp_path, (lora, 1.0), (lora, -0.3)):
         assert not torch.equal(run_block(int4), plain)
+    assert state(int4) == before
+    assert {module.rank for module in int4.modules() if hasattr(module, "proj_down")} == {OWN_RANK}
     with pytest.raises(Broken), applied(int4, tmp_path, (lora, 2.0)):
         raise Broken
 
