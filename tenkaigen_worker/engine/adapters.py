@@ -98,7 +98,8 @@ class Adapters:
                 target: layers[target].keep(low_rank, self._device, self._dtype)
                 for target, low_rank in read_lora(lora, files.get(lora.sha256), layers).items()
             }
-        _check_open(lora, kept, layers)
+        else:
+            _check_open(lora, kept, layers)
         if _nbytes(kept) <= self._keep_bytes:
             self._kept[lora.sha256] = kept
         while sum(map(_nbytes, self._kept.values())) > self._keep_bytes:
