@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE, calculate_dimensions
 from PIL import Image
 from transformers import Qwen2Tokenizer, Qwen2VLProcessor
@@ -39,13 +38,6 @@ def load_processor(folder: Path) -> PictureProcessor:
         Qwen2VLImageProcessorPil.from_pretrained(there, local_files_only=True),
         Qwen2Tokenizer.from_pretrained(there, local_files_only=True),
     )
-
-
-def make_edit_pipeline(pipe: Any, processor: Any) -> Any:
-    """Make the pipeline for edits of the parts of a ``QwenImagePipeline``."""
-    edits = QwenImageEditPlusPipeline(**pipe.components, processor=processor)
-    edits.set_progress_bar_config(disable=True)
-    return edits
 
 
 @dataclass(frozen=True, slots=True)

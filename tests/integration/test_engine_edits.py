@@ -23,7 +23,7 @@ from PIL import Image
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.backend import Stopped
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
-from tenkaigen_worker.engine.edit import Edit, load_processor, make_edit_pipeline
+from tenkaigen_worker.engine.edit import Edit, load_processor
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.tiny import build_pipeline, build_processor, load_tiny
 from tenkaigen_worker.errors import EngineError, InputError
@@ -67,10 +67,16 @@ def run(backend: QwenBackend, recipe: Recipe, *files: Path, **more: Any) -> list
     return list(backend.pictures(recipe, Inputs(references=files), **how))
 
 
+def edit_pipeline() -> Any:
+    pipe = build_pipeline()
+    edits = QwenImageEditPlusPipeline(**pipe.components, processor=build_processor(pipe.tokenizer))
+    edits.set_progress_bar_config(disable=True)
+    return edits
+
+
 def bare(recipe: Recipe, *files: Path) -> bytes:
     """What diffusers' own call makes, with the text encoder told which tokens are pictures."""
-    pipe = build_pipeline()
-    edits = make_edit_pipeline(pipe, build_processor(pipe.tokenizer))
+    edits = edit_pipeline()
     encoder, forward = edits.text_encoder, edits.text_encoder.forward
     token = encoder.config.image_token_id
 
@@ -125,8 +131,7 @@ def test_prompts_are_remembered_with_their_pictures(files: list[Path], caplog: p
 
 
 def test_the_text_encoder_is_told_which_tokens_are_pictures(backend: QwenBackend) -> None:
-    pipe = build_pipeline()
-    edits = make_edit_pipeline(pipe, build_processor(pipe.tokenizer))
+    edits = edit_pipeline()
     picture = gradient(384, 384).convert("RGB")
     with torch.no_grad():
         embeds, mask = Edit(edits, (picture,), ("a",)).encode("as a woodcut", 1024)
@@ -192,4 +197,4 @@ def test_a_processor_as_it_was_saved_needs_no_torchvision(tmp_path: Path) -> Non
     given = {"text": ["<|image_pad|> in red"], "images": [gradient(56, 84).convert("RGB")], "return_tensors": "pt"}
     one, other = processor(**given), loaded(**given)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert isinstance(make_edit_pipeline(pipe, loaded), QwenImageEditPlusPipeline)
+    assert QwenImageEditPlusPipeline(**pipe.components, processor=loaded).processor is loaded
