@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE, calculate_dimensions
 from PIL import Image
 from transformers import Qwen2Tokenizer, Qwen2VLProcessor
@@ -38,6 +39,14 @@ def load_processor(folder: Path) -> PictureProcessor:
         Qwen2VLImageProcessorPil.from_pretrained(there, local_files_only=True),
         Qwen2Tokenizer.from_pretrained(there, local_files_only=True),
     )
+
+
+class EditPipeline(QwenImageEditPlusPipeline):  # type: ignore[misc]  # diffusers has no types
+    """The pipeline for edits, over a VAE that may have another number type than the rest."""
+
+    def _encode_vae_image(self, image: torch.Tensor, generator: Any) -> torch.Tensor:
+        latents: torch.Tensor = super()._encode_vae_image(image.to(self.vae.dtype), generator)
+        return latents.to(image.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.devices import choose_device, choose_dtype, limit_threads
+from tenkaigen_worker.engine.edit import load_processor
+from tenkaigen_worker.engine.edit_model import find_edit_model
 from tenkaigen_worker.engine.int4_transformer import LOADERS, Placement, check_file
 from tenkaigen_worker.engine.loaders import load_errors, lock_gpu, quiet_libraries
 from tenkaigen_worker.engine.machine import Machine, inspect_here
@@ -57,12 +60,14 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
 
     stages = Stages(alive)
     with stages("files"):
+        editing = find_edit_model(settings, ("processor",))
         weights, files = _find_files(settings, download=settings.backend != "auto", alive=alive)
     plan = _plan(settings, machine, weights, files)
     placement = Placement(device, dtype, plan.blocks_on_gpu if plan and plan.transformer == "blocks" else None)
     load = LOADERS[_loader(machine, settings)]
     checkpoints = Checkpoints(files, lambda file: load(file, weights.folder, placement), device)
     with load_errors(weights.folder, weights.name):
+        processor = load_processor(editing.folder) if editing else None
         with stages("transformer"):
             transformer = checkpoints.first()
         with stages("text_encoder"):
@@ -87,15 +92,21 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
 
     side = pipe.default_sample_size * pipe.vae_scale_factor
     names = {name: checkpoint.identity for name, checkpoint in settings.checkpoints.items()}
+    model = Model(
+        "nunchaku", weights.name, weights.revision, default_width=side, default_height=side, checkpoints=names
+    )
+    if editing:
+        model = replace(model, edit_model=editing.name, edit_revision=editing.revision)
     backend = QwenBackend(
         pipe,
-        Model("nunchaku", weights.name, weights.revision, default_width=side, default_height=side, checkpoints=names),
+        model,
         device,
         dtype,
         settings,
         checkpoints=checkpoints,
         tiles_above=plan.tile_above_pixels if plan else None,
         limits=plan.limits if plan else NO_LIMITS,
+        processor=processor,
     )
     with stages("warm_up"):
         make_warm(backend, alive)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import QwenImageEditPlusPipeline, QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
+from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
 from PIL import Image
 
 from tenkaigen_worker.config_engine import EngineSettings
@@ -21,7 +21,7 @@ from tenkaigen_worker.engine.backend import OutOfMemory, Report, Stopped
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.devices import fitting_batch
-from tenkaigen_worker.engine.edit import Edit, read_pictures
+from tenkaigen_worker.engine.edit import Edit, EditPipeline, read_pictures
 from tenkaigen_worker.engine.faults import device_errors, free_memory, synchronize
 from tenkaigen_worker.engine.prompts import MAX_PROMPT_TOKENS, PromptEncoder
 from tenkaigen_worker.engine.reference import Reference, read_reference
@@ -137,11 +137,14 @@ class QwenBackend:
 
     def _choose_checkpoint(self, run: Run, index: int) -> dict[str, int]:
         """See to it that the recipe's transformer is the one that draws; answer what that took, if anything."""
-        if self._checkpoints is None or self._checkpoints.loaded(run.recipe.checkpoint):
+        recipe = run.recipe
+        # A model that is no quantised one has the transformer for edits under its own name.
+        wanted = recipe.model if recipe.references and recipe.checkpoint is None else recipe.checkpoint
+        if self._checkpoints is None or self._checkpoints.loaded(wanted):
             return {}
         run.report(Step("load", index, 0, 1))
         self._hold(None)
-        transformer, taken = self._checkpoints.switch(run.recipe.checkpoint)
+        transformer, taken = self._checkpoints.switch(wanted)
         self._hold(transformer)
         run.report(Step("encode", index, 0, 1))
         run.go_on()
@@ -177,7 +180,7 @@ class QwenBackend:
             return None
         if self._processor is None:
             raise EngineError(Code.ENGINE_FAILED, "this engine makes no edits: name their model in engine.edit_model")
-        pipe = self._sibling(QwenImageEditPlusPipeline, processor=self._processor)
+        pipe = self._sibling(EditPipeline, processor=self._processor)
         return Edit(pipe, pictures, recipe.references)
 
     def _start(self, run: Run, reference: Reference | None, edit: Edit | None) -> Start:

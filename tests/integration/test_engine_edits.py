@@ -8,6 +8,7 @@ pictures to a megapixel before it encodes them; here to a few pixels, for the sa
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.backend import Stopped
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.engine.edit import Edit, load_processor
+from tenkaigen_worker.engine.loaders import load_diffusers
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.tiny import build_pipeline, build_processor, load_tiny
 from tenkaigen_worker.errors import EngineError, InputError
@@ -186,6 +188,66 @@ def test_what_cannot_be_edited(backend: QwenBackend, files: list[Path], tmp_path
     without = QwenBackend(pipe, backend.model, torch.device("cpu"), torch.float32)
     with pytest.raises(EngineError, match=r"makes no edits: name their model in engine\.edit_model"):
         run(without, RECIPE, files[0])
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, str]:
+    """A model and one for edits, as ``engine`` names them: saved as pipelines are, the second with other weights."""
+    pipe = build_pipeline()
+    pipe.save_pretrained(tmp_path / "fox")
+    processor = build_processor(pipe.tokenizer)
+    processor.image_processor.save_pretrained(tmp_path / "fox-edit" / "processor")
+    processor.tokenizer.save_pretrained(tmp_path / "fox-edit" / "processor")
+    with torch.no_grad():
+        for parameter in pipe.transformer.parameters():
+            parameter.mul_(1.1)
+    pipe.transformer.save_pretrained(tmp_path / "fox-edit" / "transformer")
+    return {"model": str(tmp_path / "fox"), "edit_model": str(tmp_path / "fox-edit")}
+
+
+def load(models: dict[str, str], **changes: Any) -> QwenBackend:
+    settings = EngineSettings.model_validate({"backend": "diffusers", "device": "cpu", **models, **changes})
+    return load_diffusers(settings, alive=lambda: None)
+
+
+def test_diffusers_draws_edits_with_the_transformer_for_edits(
+    models: dict[str, str], files: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = load(models)
+    assert (backend.model.name, backend.model.edit_model, backend.model.edit_revision) == ("fox", "fox-edit", None)
+    words = replace(RECIPE, references=(), model="fox", backend="diffusers")
+    edit = replace(RECIPE, model="fox-edit", backend="diffusers")
+    with caplog.at_level("INFO", "tenkaigen.engine"):
+        drawn = [run(backend, words), run(backend, edit, files[0]), run(backend, edit, files[0]), run(backend, words)]
+    switched = [record.checkpoint for record in caplog.records if hasattr(record, "checkpoint")]
+    assert switched == ["fox-edit", "fox"]
+    assert drawn[0][0].pixels == drawn[3][0].pixels
+    assert drawn[1][0].pixels == drawn[2][0].pixels
+
+    pipe = build_pipeline()
+    with torch.no_grad():
+        for parameter in pipe.transformer.parameters():
+            parameter.mul_(1.1)
+    model, cpu = backend.model, torch.device("cpu")
+    heavier = QwenBackend(pipe, model, cpu, torch.float32, processor=build_processor(pipe.tokenizer))
+    assert run(heavier, edit, files[0])[0].pixels == drawn[1][0].pixels
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"edit_model": "nowhere"},
+            "engine.edit_model: there is no nowhere on this machine. Name the folder of an Edit",
+        ),
+        ({"edit_model": "Qwen/Qwen-Image-Edit-2509"}, "hf download Qwen/Qwen-Image-Edit-2509 --include 'processor/*'"),
+        ({"edit_model": "MODEL"}, "has no processor here"),
+    ],
+)
+def test_a_model_for_edits_that_is_not_here(models: dict[str, str], changes: dict[str, str], says: str) -> None:
+    changes = {name: models["model"] if value == "MODEL" else value for name, value in changes.items()}
+    with pytest.raises(EngineError, match=re.escape(says)):
+        load(models, **changes)
 
 
 def test_a_processor_as_it_was_saved_needs_no_torchvision(tmp_path: Path) -> None:

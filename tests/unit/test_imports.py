@@ -68,6 +68,7 @@ INSIDE_THE_ENGINE = {
     "checkpoints.py",
     "devices.py",
     "edit.py",
+    "edit_model.py",
     "faults.py",
     "hub.py",
     "int4.py",
