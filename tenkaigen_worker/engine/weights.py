@@ -37,8 +37,7 @@ def find_weights(
 ) -> Weights:
     """Find the configured model's folder; a hub model that is not here yet may be downloaded.
 
-    Of the components named in ``without`` only the configuration is wanted. ``alive`` is called as bytes arrive. Raises
-    ``EngineError``.
+    Components named in ``without`` need not be there. ``alive`` is called as bytes arrive. Raises ``EngineError``.
     """
     model = settings.model
     folder = Path(model).expanduser()
@@ -107,8 +106,7 @@ def wanted_checkpoint(checkpoint: CheckpointSettings) -> Wanted:
 def file_patterns(components: Collection[str], *, without: Collection[str] = ()) -> list[str]:
     """Say which files of a pipeline's repository are loaded."""
     kinds = ("*.json", "*.txt", "*.safetensors")
-    patterns = [f"{name}/{kind}" for name in components if name not in without for kind in kinds]
-    return [INDEX, *patterns, *(f"{name}/config.json" for name in without)]
+    return [INDEX, *(f"{name}/{kind}" for name in components if name not in without for kind in kinds)]
 
 
 def read_index(index: Path, model: str) -> list[str]:
