@@ -126,6 +126,8 @@ def load_errors(folder: Path, name: str) -> Iterator[None]:
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise EngineError(Code.ENGINE_FAILED, f"the disk is full while loading {name}") from error
+        if isinstance(error, RuntimeError) and "CUDA" in str(error):
+            raise  # the device's fault, not the files'
         cause = " ".join(str(error).split())[:300]
         raise EngineError(
             Code.ENGINE_FAILED,
