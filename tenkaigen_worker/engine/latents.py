@@ -39,7 +39,7 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _as_a_whole(vae: Any) -> bool:
-    """Whether pictures go through in one piece; offload, which brings the VAE when its methods are called, forbids it."""
+    """Whether pictures go through in one piece; not with offload, which brings the VAE when its methods are called."""
     return not vae.use_tiling and not hasattr(vae, "_hf_hook")
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tenkaigen_worker.engine import latents, needs
+from tenkaigen_worker.engine import footprint, latents
 
 SIDE = 384
 QWEN = Qwen2_5_VLConfig(
@@ -86,13 +86,13 @@ def test_the_vaes_bytes(vae: AutoencoderKLQwenImage) -> None:
     pixels = torch.empty(1, 3, SIDE, SIDE, dtype=torch.bfloat16, device="meta")
     decoding = peak(vae, lambda: latents.decode(vae, drawn)) / SIDE**2
     encoding = peak(vae, lambda: latents.encode(vae, pixels, torch.device("meta"))) / SIDE**2
-    assert pytest.approx(decoding, rel=0.02) == needs.DECODE_BYTES_PER_PIXEL
+    assert pytest.approx(decoding, rel=0.02) == footprint.DECODE_BYTES_PER_PIXEL
     assert encoding < decoding
 
     vae.enable_tiling()
     tiled = peak(vae, lambda: latents.decode(vae, drawn))
-    assert pytest.approx(tiled, rel=0.1) == needs.TILE_BYTES + SIDE**2 * needs.TILED_BYTES_PER_PIXEL
-    assert 2 * sum(parameter.numel() for parameter in vae.parameters()) == pytest.approx(needs.VAE_BYTES, rel=0.01)
+    assert pytest.approx(tiled, rel=0.1) == footprint.TILE_BYTES + SIDE**2 * footprint.TILED_BYTES_PER_PIXEL
+    assert 2 * sum(parameter.numel() for parameter in vae.parameters()) == pytest.approx(footprint.VAE_BYTES, rel=0.01)
 
 
 def test_a_picture_needs_no_memory_of_other_frames() -> None:
@@ -116,15 +116,15 @@ def test_the_text_encoders_bytes() -> None:
     )
     whole = 2 * parameters
     in_nf4 = quantised * (1 / 2 + 4 / 64) + 2 * (parameters - quantised)
-    assert whole == pytest.approx(needs.TEXT_ENCODER_BYTES, rel=0.01)
-    assert pytest.approx(in_nf4 / whole, rel=0.01) == needs.NF4_SHARE
+    assert whole == pytest.approx(footprint.TEXT_ENCODER_BYTES, rel=0.01)
+    assert pytest.approx(in_nf4 / whole, rel=0.01) == footprint.NF4_SHARE
 
 
 @pytest.mark.parametrize("rank", [32, 128])
 def test_a_checkpoints_bytes_follow_from_its_layers(rank: int) -> None:
     """4 bits a weight; for every 64 a scale, and with AWQ a zero, too; the branch, the bias and two smoothings."""
     with torch.device("meta"):
-        block = QwenImageTransformerBlock(needs.WIDTH, 24, 128)
+        block = QwenImageTransformerBlock(footprint.WIDTH, 24, 128)
     total, branch = 0.0, 0
     for name, layer in block.named_modules():
         if not isinstance(layer, torch.nn.Linear):
@@ -136,5 +136,7 @@ def test_a_checkpoints_bytes_follow_from_its_layers(rank: int) -> None:
         if not is_modulation:
             total += 2 * 2 * layer.in_features + 2 * sides * rank
             branch += 2 * sides
-    assert total * needs.BLOCKS + needs.BETWEEN_BLOCKS_BYTES == pytest.approx(needs.CHECKPOINT_BYTES[rank], rel=0.02)
-    assert branch * needs.BLOCKS == needs.LORA_BYTES_PER_RANK
+    assert total * footprint.BLOCKS + footprint.BETWEEN_BLOCKS_BYTES == pytest.approx(
+        footprint.CHECKPOINT_BYTES[rank], rel=0.02
+    )
+    assert branch * footprint.BLOCKS == footprint.LORA_BYTES_PER_RANK
