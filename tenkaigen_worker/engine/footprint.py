@@ -1,7 +1,7 @@
 """What the parts of Qwen-Image take in memory when its transformer is in 4 bits, as numbers with their derivation.
 
-Derived from the models' own shapes; ``tests/integration/test_needs.py`` holds them to the full-size models, as tensors
-that have a shape and no data. Nothing here was measured on a card of 24 GB: these are estimates.
+Derived from the models' own shapes; ``tests/integration/test_footprint.py`` holds them to the full-size models, as
+tensors that have a shape and no data. Nothing here was measured on a card of 24 GB: these are estimates.
 """
 
 from __future__ import annotations
