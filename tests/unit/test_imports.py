@@ -65,6 +65,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "nunchaku",
 INSIDE_THE_ENGINE = {
     "adapters.py",
     "devices.py",
+    "hub.py",
     "latents.py",
     "loaders.py",
     "prompts.py",
