@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
-from tenkaigen_worker.engine.hub import Wanted, engine_error, hub_errors, pulse
+from tenkaigen_worker.engine.hub import engine_error, hub_errors, pulse
+from tenkaigen_worker.engine.needs import INDEX, Source, checkpoint, pipeline
 
 log = logging.getLogger("tenkaigen.engine")
 
-INDEX = "model_index.json"
 PIPELINE = "QwenImagePipeline"
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,89 +34,82 @@ def find_weights(
 ) -> Weights:
     """Find the configured model's folder; a hub model that is not here yet may be downloaded.
 
-    Components named in ``without`` need not be there. ``alive`` is called as bytes arrive. Raises ``EngineError``.
+    Of the components named in ``without`` only the configuration is wanted. ``alive`` is called as bytes arrive. Raises
+    ``EngineError``.
     """
-    model = settings.model
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        read_index(folder / INDEX, model)
-        return Weights(folder, folder.resolve().name, None)
-    if not looks_like_hub_id(model):
-        raise engine_error(f"engine.model: there is no folder {model}; give a folder or a hub id like Qwen/Qwen-Image")
-
-    with hub_errors(wanted_pipeline(settings), download=download):
-        index = Path(hf_hub_download(model, INDEX, revision=settings.revision, local_files_only=not download))
-        patterns = file_patterns(read_index(index, model), without=without)
-        revision = index.parent.name
-        log.info("Looking for the files of %s at %s", model, revision, extra={"action": "model_files"})
-        found = snapshot_download(
-            model,
-            revision=revision,
-            allow_patterns=patterns,
-            local_files_only=not download,
-            tqdm_class=pulse(alive),
-        )
-    return Weights(Path(found), model, revision)
+    source = pipeline(settings, without=tuple(without))
+    folder = find(source, download=download, alive=alive)
+    if source.on_hub:
+        return Weights(folder, source.place, folder.name)
+    return Weights(folder, folder.resolve().name, None)
 
 
-def find_checkpoint(checkpoint: CheckpointSettings, *, download: bool, alive: Callable[[], None]) -> Path:
+def find_checkpoint(settings: CheckpointSettings, *, download: bool, alive: Callable[[], None]) -> Path:
     """Find a quantised transformer's file; one of the hub that is not here yet may be downloaded.
 
     ``alive`` is called as bytes arrive. Raises ``EngineError``.
     """
-    if checkpoint.repo is None:
-        file = Path(checkpoint.filename).expanduser()
-        if not file.is_file():
-            raise engine_error(
-                f"engine.checkpoints: there is no file {checkpoint.filename}; give a file of this machine, or name its "
-                "repository on the hub in repo"
-            )
-        return file
+    return find(checkpoint(settings), download=download, alive=alive)
 
-    with hub_errors(wanted_checkpoint(checkpoint), download=download):
-        return Path(
+
+def find(source: Source, *, download: bool, alive: Callable[[], None]) -> Path:
+    """Find a pipeline's folder or a checkpoint's file, as the two functions above do for the settings."""
+    if not source.on_hub:
+        return find_here(source)
+    with hub_errors(source, download=download):
+        first = Path(
             hf_hub_download(
-                checkpoint.repo,
-                checkpoint.filename,
-                revision=checkpoint.revision,
+                source.place,
+                source.file or INDEX,
+                revision=source.revision,
+                local_files_only=not download,
+                tqdm_class=pulse(alive),
+            )
+        )
+        if source.file is not None:
+            return first
+        patterns = source.patterns(read_index(first, source))
+        revision = first.parent.name
+        log.info("Looking for the files of %s at %s", source.place, revision, extra={"action": "model_files"})
+        return Path(
+            snapshot_download(
+                source.place,
+                revision=revision,
+                allow_patterns=patterns,
                 local_files_only=not download,
                 tqdm_class=pulse(alive),
             )
         )
 
 
-def looks_like_hub_id(model: str) -> bool:
-    """Tell a hub's ``owner/name`` from a path that is written as one."""
-    return _HUB_ID.fullmatch(model) is not None and not model.startswith((".", "~"))
+def find_here(source: Source) -> Path:
+    """Find what the settings name by a path. Raises ``EngineError`` when it is not there, or no pipeline."""
+    path = source.path
+    if not source.is_pipeline:
+        if not path.is_file():
+            raise engine_error(
+                f"{source.setting}: there is no file {source.place}; give a safetensors file of this machine, or name "
+                "its repository on the hub in repo"
+            )
+        return path
+    if not path.is_dir():
+        raise engine_error(
+            f"{source.setting}: there is no folder {source.place}; give a folder or a hub id like Qwen/Qwen-Image"
+        )
+    read_index(path / INDEX, source)
+    return path
 
 
-def wanted_pipeline(settings: EngineSettings) -> Wanted:
-    """Name the configured pipeline as errors do."""
-    return Wanted("engine.model", settings.model, settings.revision, INDEX, ": not a diffusers pipeline")
-
-
-def wanted_checkpoint(checkpoint: CheckpointSettings) -> Wanted:
-    """Name a checkpoint of the hub as errors do."""
-    return Wanted("engine.checkpoints", checkpoint.repo or "", checkpoint.revision, checkpoint.filename)
-
-
-def file_patterns(components: Collection[str], *, without: Collection[str] = ()) -> list[str]:
-    """Say which files of a pipeline's repository are loaded."""
-    kinds = ("*.json", "*.txt", "*.safetensors")
-    return [INDEX, *(f"{name}/{kind}" for name in components if name not in without for kind in kinds)]
-
-
-def read_index(index: Path, model: str) -> list[str]:
+def read_index(index: Path, source: Source) -> list[str]:
     """Check that this is a Qwen-Image pipeline, and answer the names of its components."""
+    named = f"{source.setting}: {source.place}"
     try:
         content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
         kind = content["_class_name"]
     except FileNotFoundError:
-        raise engine_error(
-            f"engine.model: {model} has no {INDEX}: not a folder that a diffusers pipeline was saved to"
-        ) from None
+        raise engine_error(f"{named} has no {INDEX}: not a folder that a diffusers pipeline was saved to") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise engine_error(f"engine.model: {model}: its {INDEX} cannot be read: {error}") from error
+        raise engine_error(f"{named}: its {INDEX} cannot be read: {error}") from error
     if kind != PIPELINE:
-        raise engine_error(f"engine.model: {model} is a {kind}; only a {PIPELINE} can be used, such as Qwen/Qwen-Image")
+        raise engine_error(f"{named} is a {kind}; only a {PIPELINE} can be used, such as Qwen/Qwen-Image")
     return [name for name in content if not name.startswith("_")]
