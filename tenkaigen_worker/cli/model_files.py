@@ -10,6 +10,7 @@ from typing import Any
 import click
 import yaml
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -57,8 +58,7 @@ class Bars:
     """A bar for all bytes, and one for each file that is being fetched."""
 
     def __init__(self, files: Sequence[RemoteFile]) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        self._progress = _bar()
         self._here = {file.blob: file.bytes_here for file in files}
         total = sum({file.blob: file.bytes for file in files}.values())
         self._all = self._progress.add_task("all files", total=total, completed=sum(self._here.values()))
@@ -86,12 +86,20 @@ class Bars:
             if phase != "checking":
                 self._here[file.blob] = done
                 self._progress.update(self._all, completed=sum(self._here.values()))
+            if phase == "here":
+                self._progress.console.print(f"fetched {file.name} ({decimal(file.bytes)})", soft_wrap=True)
+
+
+def _bar() -> Progress:
+    """Make a progress bar, which shows nothing where nobody looks."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
 
 
 def verified(found: Sequence[Inventory]) -> Iterator[tuple[Inventory, str, Path, str | None]]:
     """Read every file; yield its name, where it is, and what is wrong with it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    with _bar() as bar:
         task = bar.add_task("checking", total=sum(one.bytes for one in found))
         for one in found:
             for name, path in one.files.items():

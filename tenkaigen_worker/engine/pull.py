@@ -32,7 +32,7 @@ AT_ONCE = 4  # one connection rarely fills a data centre's line
 _CHUNK_BYTES = 1024**2
 _TRIES = 3
 
-Phase = Literal["fetching", "waiting", "checking"]
+Phase = Literal["fetching", "waiting", "checking", "here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def _fetch(file: RemoteFile, report: Report) -> None:
     with hub_errors(file.source, download=True), _alone_with(file, report):
         if size_of(file.blob) == file.bytes:
             file.partial.unlink(missing_ok=True)
-            report(file, "fetching", file.bytes)
+            report(file, "here", file.bytes)
             return
         file.blob.unlink(missing_ok=True)  # of another size: damaged
         file.blob.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def _fetch(file: RemoteFile, report: Report) -> None:
             found = digest_of(file.partial, file.digest, lambda _: report(file, "checking", file.bytes))
             if found == file.digest:
                 os.replace(file.partial, file.blob)
-                report(file, "fetching", file.bytes)
+                report(file, "here", file.bytes)
                 return
             file.partial.unlink()
     raise engine_error(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.content(file, self.hub.repos[f"{owner}/{name}"][file])
         if path.startswith("api/models/"):
             return self.api(path.removeprefix("api/models/"))
+        if "/resolve/" not in path:  # the client also asks for things that are nobody's files
+            return self.begin(404, {"Content-Length": "0"})
         owner, name, _, _, file = path.split("/", 4)
         return self.file(f"{owner}/{name}", file)
 
@@ -183,11 +186,19 @@ def held(begun: threading.Event, go_on: threading.Event, count: int) -> Answer:
     return answer
 
 
+class Server(ThreadingHTTPServer):
+    """Says nothing of clients that went away."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Run both servers until the block ends."""
     handler = type("BoundHandler", (Handler,), {"hub": hub})
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+    servers = [Server(("127.0.0.1", 0), handler) for _ in range(2)]
     for server in servers:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.origin, hub.store = (f"http://127.0.0.1:{server.server_port}" for server in servers)
