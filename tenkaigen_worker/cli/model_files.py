@@ -26,7 +26,7 @@ from tenkaigen_worker.engine.hub import HubAway, keep_quiet
 from tenkaigen_worker.engine.inventory import Inventory, look, problem_of
 from tenkaigen_worker.engine.needs import Source
 from tenkaigen_worker.engine.pull import Phase, RemoteFile, check_room, fetch, survey
-from tenkaigen_worker.engine.weights import find
+from tenkaigen_worker.engine.weights import find_here, find_in_cache
 
 
 def pull(sources: Sequence[Source], stop: threading.Event) -> list[Inventory]:
@@ -36,7 +36,7 @@ def pull(sources: Sequence[Source], stop: threading.Event) -> list[Inventory]:
     away: list[Source] = []
     for source in sources:
         if not source.on_hub:
-            find(source, download=False, alive=lambda: None)
+            find_here(source)
             continue
         try:
             files += survey(source)
@@ -50,7 +50,7 @@ def pull(sources: Sequence[Source], stop: threading.Event) -> list[Inventory]:
         fetch(files, bars.report, stop)
     for source in sources:
         if source.on_hub and source not in away:
-            find(source, download=True, alive=lambda: None)  # names and links what has been fetched
+            find_in_cache(source, download=True)
     return [look(source) for source in sources]
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -19,9 +18,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars, logging, tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import disable_progress_bars, logging  # type: ignore[attr-defined]
 
-from tenkaigen_worker.engine.needs import INDEX, Source
+from tenkaigen_worker.engine.needs import INDEX, Source, engine_error
 from tenkaigen_worker.errors import Code, EngineError
 
 
@@ -93,23 +92,7 @@ def is_network_error(error: BaseException) -> bool:
     return "TransportError" in {base.__name__ for base in type(error).__mro__}
 
 
-def pulse(alive: Callable[[], None]) -> type[tqdm]:
-    """Make a progress bar that shows nothing but calls ``alive``."""
-
-    class Pulse(tqdm):
-        def update(self, n: float | None = 1) -> Any:
-            alive()
-            return super().update(n)
-
-    return Pulse
-
-
 def keep_quiet() -> None:
     """Let the client print neither bars nor warnings of its own."""
     disable_progress_bars()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-
-
-def engine_error(text: str) -> EngineError:
-    """Make the error of an engine that cannot load."""
-    return EngineError(Code.ENGINE_FAILED, text)

@@ -13,9 +13,8 @@ from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
-from tenkaigen_worker.engine.needs import INDEX, Source
+from tenkaigen_worker.engine.needs import INDEX, Source, read_index
 from tenkaigen_worker.engine.pull import digest_of, size_of
-from tenkaigen_worker.engine.weights import read_index
 from tenkaigen_worker.errors import EngineError
 from tenkaigen_worker.loras.header import BadFile, read_structure
 

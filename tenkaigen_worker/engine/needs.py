@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
 from tenkaigen_worker.config_generation import GenerationSettings
+from tenkaigen_worker.errors import Code, EngineError
 
 INDEX = "model_index.json"
+PIPELINE = "QwenImagePipeline"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -97,3 +101,23 @@ def _checkpoints(engine: EngineSettings, generation: GenerationSettings) -> Iter
     for name, settings in engine.checkpoints.items():
         if name in used:
             yield checkpoint(settings, name)
+
+
+def read_index(index: Path, source: Source) -> list[str]:
+    """Check that this is a Qwen-Image pipeline, and answer the names of its components."""
+    named = f"{source.setting}: {source.place}"
+    try:
+        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        kind = content["_class_name"]
+    except FileNotFoundError:
+        raise engine_error(f"{named} has no {INDEX}: not a folder that a diffusers pipeline was saved to") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise engine_error(f"{named}: its {INDEX} cannot be read: {error}") from error
+    if kind != PIPELINE:
+        raise engine_error(f"{named} is a {kind}; only a {PIPELINE} can be used, such as Qwen/Qwen-Image")
+    return [name for name in content if not name.startswith("_")]
+
+
+def engine_error(text: str) -> EngineError:
+    """Make the error of an engine that cannot load."""
+    return EngineError(Code.ENGINE_FAILED, text)

@@ -7,6 +7,7 @@ other. What it lacks is done here: it begins a file anew when it was cut, and co
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -24,9 +25,10 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, filter_repo_objects  # type: ignore[attr-defined]
 
-from tenkaigen_worker.engine.hub import engine_error, hub_errors, is_network_error
-from tenkaigen_worker.engine.needs import INDEX, Source
-from tenkaigen_worker.engine.weights import read_index
+from tenkaigen_worker.engine.hub import hub_errors, is_network_error
+from tenkaigen_worker.engine.needs import INDEX, Source, engine_error, read_index
+
+log = logging.getLogger("tenkaigen.engine")
 
 AT_ONCE = 4  # one connection rarely fills a data centre's line
 _CHUNK_BYTES = 1024**2
@@ -106,9 +108,9 @@ def survey(source: Source) -> list[RemoteFile]:
         return wanted
 
 
-def check_room(files: Iterable[RemoteFile]) -> None:
-    """Raise ``EngineError`` when the cache's disk has no room for what is not here yet."""
-    missing = sum(file.bytes - file.bytes_here for file in files)
+def check_room(files: Iterable[RemoteFile]) -> int:
+    """Answer how many bytes are not here yet. Raises ``EngineError`` when the cache's disk has no room for them."""
+    missing = sum(file.bytes - file.bytes_here for file in {file.blob: file for file in files}.values())
     cache = Path(constants.HF_HUB_CACHE)
     there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
@@ -117,6 +119,7 @@ def check_room(files: Iterable[RemoteFile]) -> None:
             f"the disk is too full: {_gigabytes(missing)} are still to be downloaded to {cache}, and "
             f"{_gigabytes(free)} are free; make room there, or set HF_HOME to a folder on a larger disk"
         )
+    return missing
 
 
 def fetch(files: Iterable[RemoteFile], report: Report, stop: threading.Event) -> None:
@@ -207,6 +210,7 @@ def _transfer(file: RemoteFile, report: Report) -> None:
             barren = 0 if (size_of(file.partial) or 0) > before else barren + 1
             if not passes or barren == _TRIES:
                 raise
+            log.info("The download of %s was cut: %s", file.name, error, extra={"action": "model_download_cut"})
             time.sleep(1)
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
-from tenkaigen_worker.engine.hub import engine_error, hub_errors, pulse
-from tenkaigen_worker.engine.needs import INDEX, Source, checkpoint, pipeline
+from tenkaigen_worker.engine.hub import HubAway, hub_errors, keep_quiet
+from tenkaigen_worker.engine.needs import INDEX, Source, checkpoint, engine_error, pipeline, read_index
+from tenkaigen_worker.engine.pull import check_room, fetch, survey
+from tenkaigen_worker.errors import EngineError
 
 log = logging.getLogger("tenkaigen.engine")
-
-PIPELINE = "QwenImagePipeline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,26 @@ def find(source: Source, *, download: bool, alive: Callable[[], None]) -> Path:
     """Find a pipeline's folder or a checkpoint's file, as the two functions above do for the settings."""
     if not source.on_hub:
         return find_here(source)
+    if not download:
+        return find_in_cache(source, download=False)
+    keep_quiet()
+    try:
+        files = survey(source)
+        if missing := check_room(files):
+            log.info("Downloading %.1f GB of %s", missing / 1e9, source.name, extra={"action": "model_download"})
+        fetch(files, lambda *_: alive(), threading.Event())
+        return find_in_cache(source, download=True)
+    except HubAway as error:
+        with suppress(EngineError):
+            return find_in_cache(source, download=False)
+        raise error from None
+
+
+def find_in_cache(source: Source, *, download: bool) -> Path:
+    """Find what has been fetched from the hub; with ``download`` also name and link it for its revision."""
     with hub_errors(source, download=download):
         first = Path(
-            hf_hub_download(
-                source.place,
-                source.file or INDEX,
-                revision=source.revision,
-                local_files_only=not download,
-                tqdm_class=pulse(alive),
-            )
+            hf_hub_download(source.place, source.file or INDEX, revision=source.revision, local_files_only=not download)
         )
         if source.file is not None:
             return first
@@ -72,13 +83,7 @@ def find(source: Source, *, download: bool, alive: Callable[[], None]) -> Path:
         revision = first.parent.name
         log.info("Looking for the files of %s at %s", source.place, revision, extra={"action": "model_files"})
         return Path(
-            snapshot_download(
-                source.place,
-                revision=revision,
-                allow_patterns=patterns,
-                local_files_only=not download,
-                tqdm_class=pulse(alive),
-            )
+            snapshot_download(source.place, revision=revision, allow_patterns=patterns, local_files_only=not download)
         )
 
 
@@ -98,18 +103,3 @@ def find_here(source: Source) -> Path:
         )
     read_index(path / INDEX, source)
     return path
-
-
-def read_index(index: Path, source: Source) -> list[str]:
-    """Check that this is a Qwen-Image pipeline, and answer the names of its components."""
-    named = f"{source.setting}: {source.place}"
-    try:
-        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-        kind = content["_class_name"]
-    except FileNotFoundError:
-        raise engine_error(f"{named} has no {INDEX}: not a folder that a diffusers pipeline was saved to") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise engine_error(f"{named}: its {INDEX} cannot be read: {error}") from error
-    if kind != PIPELINE:
-        raise engine_error(f"{named} is a {kind}; only a {PIPELINE} can be used, such as Qwen/Qwen-Image")
-    return [name for name in content if not name.startswith("_")]

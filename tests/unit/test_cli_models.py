@@ -205,6 +205,18 @@ def test_what_arrived_before_it_ended_is_not_sent_again(hub: Hub, tmp_path: Path
     assert blob(tmp_path, SHARD).read_bytes() == PIPELINE[SHARD]
 
 
+def test_the_engine_itself_goes_on_with_what_is_there(hub: Hub, tmp_path: Path) -> None:
+    partial(tmp_path, CHECKPOINT).parent.mkdir(parents=True)
+    partial(tmp_path, CHECKPOINT).write_bytes(QUANTISED[CHECKPOINT][:1000])
+    alive: list[None] = []
+
+    settings = EngineSettings.model_validate(SETTINGS["engine"]).checkpoints["base"]
+    file = find_checkpoint(settings, download=True, alive=lambda: alive.append(None))
+    assert file.read_bytes() == QUANTISED[CHECKPOINT]
+    assert hub.ranges(CHECKPOINT) == ["bytes=1000-"]
+    assert alive
+
+
 def test_a_file_that_arrived_but_was_not_checked_is_checked(hub: Hub, tmp_path: Path) -> None:
     partial(tmp_path, SHARD).parent.mkdir(parents=True)
     partial(tmp_path, SHARD).write_bytes(PIPELINE[SHARD])
