@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from tenkaigen_worker.config_engine import EngineSettings
-from tenkaigen_worker.engine.hub import HubAway, keep_quiet
+from tenkaigen_worker.engine.hub import CannotFetch, keep_quiet
 from tenkaigen_worker.engine.inventory import Inventory, look, problem_of
 from tenkaigen_worker.engine.needs import Source
 from tenkaigen_worker.engine.pull import Phase, RemoteFile, check_room, fetch, survey
@@ -40,10 +40,10 @@ def pull(sources: Sequence[Source], stop: threading.Event) -> list[Inventory]:
             continue
         try:
             files += survey(source)
-        except HubAway as error:
+        except CannotFetch as error:
             if not look(source).complete:
                 raise
-            click.echo(f"{source.name} is here; whether there is a newer one is not known: {error}", err=True)
+            click.echo(f"{source.name} is here, and stays as it is: {error}", err=True)
             away.append(source)
     check_room(files)
     with Bars(files) as bars:
@@ -111,7 +111,7 @@ def to_pin(pulled: Sequence[Inventory], engine: EngineSettings) -> str:
     """Write the YAML that pins what was pulled to its commits; nothing where all is pinned."""
     section: dict[str, Any] = {}
     for one in pulled:
-        if one.commit is None or one.source.pinned:
+        if one.pinned:
             continue
         if one.source.is_pipeline:
             section[one.source.revision_setting.removeprefix("engine.")] = one.commit

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import click
 
 from tenkaigen_worker.cli.context import load_settings, run
-from tenkaigen_worker.cli.plugins import print_table
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config_engine import EngineSettings
@@ -59,7 +58,7 @@ def pull(ctx: click.Context) -> None:
 
     pulled = run(pulling(), if_stopped="Stopped. What has arrived stays: run it again to go on.")
     for one in pulled:
-        click.echo(f"{one.source.setting}: {one.source.name}{_at(one)}, {_size(one)}, is in {one.path}")
+        click.echo(_described(one))
     if text := to_pin(pulled, engine):
         click.echo(f"\nTo get exactly these files everywhere and always, put into the configuration:\n\n{text}")
 
@@ -84,11 +83,8 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_as_json(one) for one in found], indent=2))
         return
-    rows = [
-        (one.source.setting, one.source.name, one.commit or one.source.revision or "", _size(one), _where(one))
-        for one in found
-    ]
-    print_table(("setting", "model", "revision", "size", "where"), rows)
+    for one in found:
+        click.echo(_described(one))
 
 
 @models.command()
@@ -144,22 +140,18 @@ def _hub_libraries(engine: EngineSettings) -> AbstractContextManager[None]:
     return inference_libraries(engine.backend)
 
 
-def _at(one: Inventory) -> str:
-    return f" at {one.commit}" if one.commit else ""
-
-
-def _size(one: Inventory) -> str:
+def _described(one: Inventory) -> str:
     from rich.filesize import decimal
 
-    return decimal(one.bytes) if one.files else ""
-
-
-def _where(one: Inventory) -> str:
+    subject = f"{one.source.setting}: {one.source.name}" + (f" at {one.commit}" if one.commit else "")
     if one.problem:
         return one.problem
     if one.path is None:
-        return "not here"
-    return f"{one.path}, without {len(one.missing)} files" if one.missing else str(one.path)
+        return f"{subject} is not here"
+    if one.missing:
+        return f"{subject} lacks {len(one.missing)} of its files; to name them: tenkaigen models verify"
+    pinned = "" if one.pinned else ", not pinned"
+    return f"{subject}, {decimal(one.bytes)}{pinned}, is in {one.path}"
 
 
 def _as_json(one: Inventory) -> dict[str, object]:
@@ -167,7 +159,7 @@ def _as_json(one: Inventory) -> dict[str, object]:
         "setting": one.source.setting,
         "name": one.source.name,
         "revision": one.source.revision,
-        "pinned": one.source.pinned or not one.source.on_hub,
+        "pinned": one.pinned,
         "commit": one.commit,
         "complete": one.complete,
         "bytes": one.bytes,

@@ -24,8 +24,8 @@ from tenkaigen_worker.engine.needs import INDEX, Source, engine_error
 from tenkaigen_worker.errors import Code, EngineError
 
 
-class HubAway(EngineError):
-    """The hub cannot be asked now: it is away, or may not be used."""
+class CannotFetch(EngineError):
+    """Nothing can be fetched now: the hub is away, may not be asked, or its cache cannot be written to."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def hub_errors(source: Source, *, download: bool) -> Iterator[None]:
         raise engine_error(f"{setting}: {repo} has no {lacks}") from error
     except (HfHubHTTPError, HFValidationError) as error:
         first_line = str(error).strip().partition("\n")[0]
-        kind = HubAway if isinstance(error, HfHubHTTPError) and error.response.status_code >= 500 else EngineError
+        kind = CannotFetch if isinstance(error, HfHubHTTPError) and error.response.status_code >= 500 else EngineError
         raise kind(Code.ENGINE_FAILED, f"{setting}: the hub answered for {repo}: {first_line}") from error
     except Exception as error:
         # The client lets through what its network and transfer libraries raise, and those change with its versions.
@@ -64,11 +64,12 @@ def hub_errors(source: Source, *, download: bool) -> Iterator[None]:
                 f"the disk is full: {repo} does not fit into {cache}; make room there, or set HF_HOME"
             ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise engine_error(
-                f"{setting}: {repo} is not complete on this machine, and {cache} cannot be written to; download it as "
-                "the user who may, or set HF_HOME"
+            raise CannotFetch(
+                Code.ENGINE_FAILED,
+                f"{setting}: the newest files of {repo} are not on this machine, and {cache} cannot be written to; "
+                "download them as the user who may, or set HF_HOME",
             ) from error
-        kind = HubAway if is_network_error(error) else EngineError
+        kind = CannotFetch if is_network_error(error) else EngineError
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise kind(Code.ENGINE_FAILED, f"{setting}: {repo} cannot be downloaded to {cache}: {cause}") from error
 
@@ -82,7 +83,7 @@ def _not_here(source: Source, error: Exception, *, download: bool) -> EngineErro
             "engine.backend: tiny for the demo model"
         )
     why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
-    return HubAway(
+    return CannotFetch(
         Code.ENGINE_FAILED, f"{here}, and {why}; download it first (tenkaigen models pull), or give its path"
     )
 

@@ -41,6 +41,11 @@ class Inventory:
         return self.path is not None and not self.missing and self.problem is None
 
     @property
+    def pinned(self) -> bool:
+        """Whether it cannot change unless the configuration does."""
+        return self.source.pinned or self.commit is None
+
+    @property
     def bytes(self) -> int:
         """What is here, in bytes."""
         return sum(size_of(path) or 0 for path in self.files.values())

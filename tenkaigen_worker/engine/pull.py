@@ -85,7 +85,7 @@ class Stopped(BaseException):
 
 
 def survey(source: Source) -> list[RemoteFile]:
-    """Ask the hub what a source's files are. Raises ``EngineError``; ``HubAway`` when it cannot be asked."""
+    """Ask the hub what a source's files are. Raises ``EngineError``, ``CannotFetch`` when now is not the time."""
     with hub_errors(source, download=True):
         components: list[str] = []
         revision = source.revision

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
-from tenkaigen_worker.engine.hub import HubAway, hub_errors, keep_quiet
+from tenkaigen_worker.engine.hub import CannotFetch, hub_errors, keep_quiet
 from tenkaigen_worker.engine.needs import INDEX, Source, checkpoint, engine_error, pipeline, read_index
 from tenkaigen_worker.engine.pull import check_room, fetch, survey
 from tenkaigen_worker.errors import EngineError
@@ -65,10 +64,13 @@ def find(source: Source, *, download: bool, alive: Callable[[], None]) -> Path:
             log.info("Downloading %.1f GB of %s", missing / 1e9, source.name, extra={"action": "model_download"})
         fetch(files, lambda *_: alive(), threading.Event())
         return find_in_cache(source, download=True)
-    except HubAway as error:
-        with suppress(EngineError):
-            return find_in_cache(source, download=False)
-        raise error from None
+    except CannotFetch as error:
+        try:
+            found = find_in_cache(source, download=False)
+        except EngineError:
+            raise error from None
+        log.info("Taking the files that are here: %s", error, extra={"action": "model_not_refreshed"})
+        return found
 
 
 def find_in_cache(source: Source, *, download: bool) -> Path:

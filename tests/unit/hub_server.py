@@ -36,6 +36,7 @@ class Hub:
     repos: dict[str, dict[str, bytes]]
     script: dict[str, list[Answer]] = field(default_factory=dict)
     refusal: tuple[int, str] | None = None
+    commit: str = COMMIT
     origin: str = ""
     store: str = ""
     asked: list[str] = field(default_factory=list)
@@ -107,13 +108,19 @@ class Handler(BaseHTTPRequestHandler):
             return self.begin(404, {"X-Error-Code": "RepoNotFound", "Content-Length": "0"})
         body: object = self.hub.tree(repo)
         if rest[:1] != ["tree"]:
-            body = {"_id": "1", "id": repo, "modelId": repo, "sha": COMMIT, "siblings": self.hub.siblings(repo)}
+            body = {
+                "_id": "1",
+                "id": repo,
+                "modelId": repo,
+                "sha": self.hub.commit,
+                "siblings": self.hub.siblings(repo),
+            }
         return self.whole(json.dumps(body).encode(), {})
 
     def file(self, repo: str, file: str) -> None:
         if repo not in self.hub.repos:
             return self.begin(404, {"X-Error-Code": "RepoNotFound", "Content-Length": "0"})
-        head = {"X-Repo-Commit": COMMIT}
+        head = {"X-Repo-Commit": self.hub.commit}
         content = self.hub.repos[repo].get(file)
         if content is None:
             return self.begin(404, {**head, "X-Error-Code": "EntryNotFound", "Content-Length": "0"})

@@ -326,7 +326,23 @@ def test_with_everything_here_no_hub_is_needed(hub: Hub, monkeypatch: pytest.Mon
 
     result = run("pull")
     assert result.exit_code == 0, result.exception
-    assert "whether there is a newer one is not known" in result.output
+    assert "acme/fox is here, and stays as it is: " in result.output
+
+
+def test_a_worker_that_may_only_read_takes_what_is_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("pull")
+    hub.commit = "f" * 40
+    hub.repos["acme/fox"][SHARD] = content("a newer one")
+
+    def refuse(path: str, *others: object) -> None:
+        raise FileExistsError(path) if Path(path).is_dir() else OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    settings = EngineSettings.model_validate(SETTINGS["engine"])
+    weights = find_weights(settings, download=True, alive=lambda: None, without=("transformer",))
+    assert weights.revision == COMMIT
+    assert find_checkpoint(settings.checkpoints["base"], download=True, alive=lambda: None).parent.name == COMMIT
+    assert "the newest files of acme/fox-int4 are not on this machine, and " in refused("pull")
 
 
 @pytest.mark.parametrize("lost", [SHARD, CHECKPOINT])
@@ -353,7 +369,7 @@ def test_list_says_what_is_here_and_asks_nobody(hub: Hub, tmp_path: Path) -> Non
         ("engine.model", False, None),
         ("engine.checkpoints.base", False, None),
     ]
-    assert "not here" in run("list").output
+    assert "engine.model: acme/fox is not here\n" in run("list").output
     assert hub.asked == []
 
     run("pull")
@@ -362,7 +378,12 @@ def test_list_says_what_is_here_and_asks_nobody(hub: Hub, tmp_path: Path) -> Non
     assert (pipeline["complete"], pipeline["commit"], pipeline["pinned"]) == (True, COMMIT, False)
     assert checkpoint["bytes"] == len(QUANTISED[CHECKPOINT])
     assert Path(checkpoint["path"]).read_bytes() == QUANTISED[CHECKPOINT]
+    name = f"acme/fox-int4/{CHECKPOINT}"
+    assert f"{name} at {COMMIT}, 6.0 kB, not pinned, is in {checkpoint['path']}\n" in run("list").output
     assert hub.asked == []
+
+    blob(tmp_path, SHARD).unlink()
+    assert f"engine.model: acme/fox at {COMMIT} lacks 1 of its files; to name them: " in run("list").output
 
 
 def test_verify_finds_what_is_damaged_and_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
