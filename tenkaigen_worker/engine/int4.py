@@ -16,15 +16,14 @@ from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.devices import choose_device, choose_dtype, limit_threads
 from tenkaigen_worker.engine.edit import load_processor
-from tenkaigen_worker.engine.edit_model import find_edit_model
 from tenkaigen_worker.engine.int4_transformer import LOADERS, Placement, check_file
 from tenkaigen_worker.engine.loaders import load_errors, lock_gpu, quiet_libraries
 from tenkaigen_worker.engine.machine import Machine, inspect_here
-from tenkaigen_worker.engine.plan import Plan, Sizes, make_plan
+from tenkaigen_worker.engine.plan import Plan, Sizes, make_plan, published
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.readiness import loader, missing
 from tenkaigen_worker.engine.stages import Stages, make_warm
-from tenkaigen_worker.engine.weights import Weights, find_checkpoint, find_weights
+from tenkaigen_worker.engine.weights import Weights, find_checkpoint, find_edit_weights, find_weights
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.offers import NO_LIMITS
 from tenkaigen_worker.recipe import Model
@@ -52,16 +51,18 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
     """Load the pipeline with its first checkpoint, and draw once. Raises ``EngineError`` with what is wrong."""
     quiet_libraries()
     limit_threads(settings)
+    _check_offload(settings)
     machine = inspect_here()
-    _check_machine(machine, settings)
+    _check(machine, settings, published(settings))
     device = choose_device(settings.device)
     dtype = _choose_dtype(settings)
     lock_gpu(device)
 
     stages = Stages(alive)
     with stages("files"):
-        editing = find_edit_model(settings, ("processor",))
-        weights, files = _find_files(settings, download=settings.backend != "auto", alive=alive)
+        download = settings.backend != "auto"
+        weights, files = _find_files(settings, download=download, alive=alive)
+        editing = find_edit_weights(settings, download=download, alive=alive, without=WITHOUT)
     plan = _plan(settings, machine, weights, files)
     placement = Placement(device, dtype, plan.blocks_on_gpu if plan and plan.transformer == "blocks" else None)
     load = LOADERS[_loader(machine, settings)]
@@ -114,11 +115,9 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
     return backend
 
 
-def _check_machine(machine: Machine, settings: EngineSettings) -> None:
+def _check(machine: Machine, settings: EngineSettings, sizes: Sizes) -> None:
     """Raise what is missing here, all of it at once. The CPU is only for who asks for it by name."""
-    if settings.device == "cpu":
-        return
-    if problems := missing("nunchaku", machine, settings):
+    if settings.device != "cpu" and (problems := missing("nunchaku", machine, settings, sizes)):
         text = "; ".join(map(str, problems))
         raise EngineError(Code.ENGINE_FAILED, f"engine.backend: nunchaku cannot be used here: {text}")
 
@@ -138,15 +137,30 @@ def _choose_dtype(settings: EngineSettings) -> torch.dtype:
     return torch.bfloat16
 
 
+def _check_offload(settings: EngineSettings) -> None:
+    if settings.offload not in ("auto", "none"):
+        raise EngineError(
+            Code.ENGINE_FAILED,
+            f"engine.offload: {settings.offload} is nothing for engine.backend: nunchaku, which has a memory plan of its "
+            "own; use auto",
+        )
+
+
 def _find_files(
     settings: EngineSettings, *, download: bool, alive: Callable[[], None]
 ) -> tuple[Weights, dict[str, Path]]:
     """Find the pipeline's folder and every checkpoint's file, and look at each before anything is loaded."""
     weights = find_weights(settings, download=download, alive=alive, without=WITHOUT)
-    files = {}
+    files: dict[str, Path] = {}
     for checkpoint in settings.checkpoints.values():
-        files[checkpoint.identity] = find_checkpoint(checkpoint, download=download, alive=alive)
-        check_file(files[checkpoint.identity], checkpoint)
+        file = find_checkpoint(checkpoint, download=download, alive=alive)
+        if files.setdefault(checkpoint.identity, file) != file:
+            raise EngineError(
+                Code.ENGINE_FAILED,
+                f"engine.checkpoints: two different files are called {checkpoint.identity}; recipes could not tell "
+                "them apart: rename one",
+            )
+        check_file(file, checkpoint)
     return weights, files
 
 
@@ -154,20 +168,12 @@ def _plan(settings: EngineSettings, machine: Machine, weights: Weights, files: d
     """Plan by the sizes of the files that are here; the CPU needs no plan."""
     if settings.device == "cpu":
         return None
-    sizes = Sizes(
-        transformer=max(file.stat().st_size for file in files.values()),
-        text_encoder=_size_of(weights.folder / "text_encoder"),
-        vae=_size_of(weights.folder / "vae"),
-        measured=True,
-    )
+    sizes = Sizes.of(files.values(), weights.folder)
+    _check(machine, settings, sizes)
     plan = make_plan(settings, machine, sizes)
     for line in plan.lines():
         log.info("%s", line, extra={"action": "engine_plan"})
     return plan
-
-
-def _size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _text_encoder_as(settings: EngineSettings, plan: Plan | None) -> str:

@@ -21,11 +21,10 @@ from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.devices import Footprint, choose_device, choose_dtype, choose_offload, limit_threads
 from tenkaigen_worker.engine.edit import load_processor
-from tenkaigen_worker.engine.edit_model import find_edit_model
 from tenkaigen_worker.engine.lock import lock_device
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.stages import Stages, make_warm
-from tenkaigen_worker.engine.weights import Weights, find_weights
+from tenkaigen_worker.engine.weights import Weights, find_edit_weights, find_weights
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.recipe import Model
 
@@ -57,8 +56,9 @@ def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> Qw
     lock_gpu(device)
 
     with stages("files"):
-        editing = find_edit_model(settings, ("processor", "transformer"))
-        weights = find_weights(settings, download=settings.backend != "auto", alive=alive)
+        download = settings.backend != "auto"
+        weights = find_weights(settings, download=download, alive=alive)
+        editing = find_edit_weights(settings, download=download, alive=alive)
     with stages("weights"), load_errors(weights.folder, weights.name):
         pipe = QwenImagePipeline.from_pretrained(
             weights.folder, dtype=dtype, use_safetensors=True, local_files_only=True
@@ -162,6 +162,8 @@ def load_errors(folder: Path, name: str) -> Iterator[None]:
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise EngineError(Code.ENGINE_FAILED, f"the disk is full while loading {name}") from error
+        if isinstance(error, RuntimeError) and "CUDA" in str(error):
+            raise  # the device's fault, not the files'
         cause = " ".join(str(error).split())[:300]
         raise EngineError(
             Code.ENGINE_FAILED,

@@ -1,76 +1,142 @@
-"""What the parts of Qwen-Image take in memory when its transformer is in 4 bits, as numbers with their derivation.
-
-Derived from the models' own shapes; ``tests/integration/test_needs.py`` holds them to the full-size models, as tensors
-that have a shape and no data. Nothing here was measured on a card of 24 GB: these are estimates.
-"""
+"""Which model files a configuration needs, and what each is called."""
 
 from __future__ import annotations
 
-from tenkaigen_worker.engine.machine import GIB
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-# Published sizes in bytes: by rank, the files of nunchaku-ai/nunchaku-qwen-image; the others of Qwen/Qwen-Image.
-CHECKPOINT_BYTES = {32: 11_500_000_000, 128: 12_700_000_000}
-TEXT_ENCODER_BYTES = 16_600_000_000
-VAE_BYTES = 254_000_000
-LARGEST_SHARD_BYTES = 5_000_000_000
+from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
+from tenkaigen_worker.config_generation import GenerationSettings
+from tenkaigen_worker.errors import Code, EngineError
 
-# The transformer: its blocks, its width, and what lies outside the blocks (40.5 M parameters in 16 bits).
-BLOCKS = 60
-WIDTH = 3072
-BETWEEN_BLOCKS_BYTES = 81_000_000
-# nunchaku copies the block that is next into one of two buffers while the other one is drawn with.
-BUFFER_BLOCKS = 2
+INDEX = "model_index.json"
+PIPELINE = "QwenImagePipeline"
+EDIT_PIPELINE = "QwenImageEditPlusPipeline"
+# What edits take from the usual pipeline: both models share it.
+SHARED_WITH_EDITS = ("scheduler", "text_encoder", "tokenizer", "vae")
 
-# Qwen2.5-VL-7B has 8,292 M parameters. In NF4 its linear layers take half a byte each and 4 bytes more for every 64:
-#   28 layers: 2 * 3584^2 + 2 * 3584 * 512 + 3 * 3584 * 18944                    = 6,525 M
-#   32 vision blocks: 4 * 1280^2 + 3 * 1280 * 3420; merger: 5120^2 + 5120 * 3584 =   675 M    * 0.5625 = 4.05 GB
-# The rest stays in 16 bits: embedding and lm_head with 152064 * 3584 each       = 1,090 M    * 2      = 2.18 GB
-NF4_SHARE = 6.23 / 16.58
+_EXAMPLES = {PIPELINE: "Qwen/Qwen-Image", EDIT_PIPELINE: "Qwen/Qwen-Image-Edit-2509"}
 
-# What one token takes at the peak of a quantised block, in multiples of 3072 numbers of 16 bits. At the rotary
-# embedding there are: residual, normed and modulated (3), the fused q, k and v (3), q and k normed (2), and k anew in
-# float32, turned, and in 16 bits (5). In the fused MLP 4 bits are kept of the hidden layer: it never is the peak.
-WIDTHS_PER_TOKEN = 14
-TOKEN_BYTES = WIDTHS_PER_TOKEN * WIDTH * 2
-PROMPT_TOKENS = 1024
-PIXELS_PER_TOKEN = 256
-
-# At the VAE's last convolution, 96 channels wide, each pixel has in 16 bits: input, residual, output, and the input
-# padded to three frames, which makes six times 96; the layer before it adds one more.
-DECODE_BYTES_PER_PIXEL = 1350
-# In tiles of 256 x 256 diffusers also keeps what earlier layers had, for frames that a picture does not have.
-TILE_BYTES = 256 * 256 * 3600
-# Tiles that are done, 1.8 times as many pixels because they overlap, and the picture made of them.
-TILED_BYTES_PER_PIXEL = 24
-
-# Of a prompt: 152064 logits and 29 hidden states for each token, and one layer's weights back in 16 bits.
-ENCODE_BYTES = 750_000_000
-
-# A LoRA takes so much per rank where it names every layer but the modulation: 8 * 6144 + 4 * 15360 numbers a block.
-LORA_BYTES_PER_RANK = (8 * 6144 + 4 * 15360) * BLOCKS * 2
-# Rank of the LoRAs that make Qwen-Image draw in 4 or 8 steps: more is not kept free.
-USUAL_RANK = 64
-
-# CUDA's context, workspaces of its libraries, and what the allocator cannot use. An estimate.
-RESERVE_BYTES = GIB
-# A process with torch and CUDA's libraries, and the worker beside it. An estimate.
-HOST_BASE_BYTES = 3_500_000_000
-
-# The picture that every plan leaves room for.
-USUAL_PIXELS = 1024 * 1024
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def drawing_bytes(pixels: int, *, tiled: bool) -> int:
-    """What a picture needs besides the weights: the most of encoding, drawing and decoding.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A pipeline or a checkpoint: of the repository ``place`` on the hub, or of this machine at ``place``.
 
-    Guidance does not double it: the two forwards of a step run one after the other.
+    ``setting`` is where the configuration names it, ``file`` a checkpoint's file in its repository. Of a pipeline's
+    components ``without`` only the configuration is needed; ``kind`` is what diffusers calls it.
     """
-    decoding = pixels * DECODE_BYTES_PER_PIXEL
-    if tiled:
-        decoding = min(decoding, TILE_BYTES + pixels * TILED_BYTES_PER_PIXEL)
-    return max(ENCODE_BYTES, denoising_bytes(pixels), decoding)
+
+    setting: str
+    place: str
+    revision: str | None = None
+    is_pipeline: bool = True
+    file: str | None = None
+    without: tuple[str, ...] = ()
+    kind: str = PIPELINE
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.place}/{self.file}" if self.file else self.place
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it is of the hub; a folder that is here goes first."""
+        if not self.is_pipeline:
+            return self.file is not None
+        return not self.path.is_dir() and _HUB_ID.fullmatch(self.place) is not None and self.place[0] not in ".~"
+
+    @property
+    def path(self) -> Path:
+        """The pipeline's folder, or the checkpoint's file, if it is of this machine."""
+        return Path(self.place).expanduser()
+
+    @property
+    def revision_setting(self) -> str:
+        """The setting that names its revision."""
+        if self.is_pipeline:
+            return "engine.revision" if self.kind == PIPELINE else "engine.edit_revision"
+        return f"{self.setting}.revision"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether its revision is a commit, which cannot move."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    def patterns(self, components: list[str]) -> list[str]:
+        """Say which of its repository's files are loaded, as ``fnmatch`` does."""
+        if self.file is not None:
+            return [self.file]
+        kinds = ("*.json", "*.txt", "*.safetensors")
+        loaded = [f"{name}/{kind}" for name in components if name not in self.without for kind in kinds]
+        return [INDEX, *loaded, *(f"{name}/config.json" for name in components if name in self.without)]
 
 
-def denoising_bytes(pixels: int) -> int:
-    """What the transformer needs for each picture of a batch."""
-    return (pixels // PIXELS_PER_TOKEN + PROMPT_TOKENS) * TOKEN_BYTES
+def pipeline(settings: EngineSettings, *, without: tuple[str, ...] = ()) -> Source:
+    """Name the configured model."""
+    return Source("engine.model", settings.model, settings.revision, without=without)
+
+
+def edit_pipeline(settings: EngineSettings, *, without: tuple[str, ...] = ()) -> Iterator[Source]:
+    """Name the model for edits, if one is configured."""
+    if settings.edit_model is not None:
+        without = (*SHARED_WITH_EDITS, *without)
+        yield Source(
+            "engine.edit_model", settings.edit_model, settings.edit_revision, without=without, kind=EDIT_PIPELINE
+        )
+
+
+def checkpoint(settings: CheckpointSettings, name: str | None = None) -> Source:
+    """Name a checkpoint."""
+    setting = f"engine.checkpoints.{name}" if name else "engine.checkpoints"
+    if settings.repo is None:
+        return Source(setting, settings.filename, is_pipeline=False)
+    return Source(setting, settings.repo, settings.revision, is_pipeline=False, file=settings.filename)
+
+
+def needed(engine: EngineSettings, generation: GenerationSettings) -> list[Source]:
+    """List what must be there for the configured backend and modes; LoRAs are not part of it."""
+    match engine.backend:
+        case "tiny" | "blank":
+            return []
+        case "auto" | "diffusers":
+            return [pipeline(engine), *edit_pipeline(engine)]
+        case "nunchaku":
+            without = ("transformer",)
+            pipelines = [pipeline(engine, without=without), *edit_pipeline(engine, without=without)]
+            return [*pipelines, *_checkpoints(engine, generation)]
+
+
+def _checkpoints(engine: EngineSettings, generation: GenerationSettings) -> Iterator[Source]:
+    usual = next(iter(engine.checkpoints), None)
+    used = {mode.checkpoint or usual for mode in generation.modes.values()}
+    for name, settings in engine.checkpoints.items():
+        if name in used:
+            yield checkpoint(settings, name)
+
+
+def read_index(index: Path, source: Source) -> list[str]:
+    """Check that this is a Qwen-Image pipeline, and answer the names of its components."""
+    named = f"{source.setting}: {source.place}"
+    try:
+        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        kind = content["_class_name"]
+    except FileNotFoundError:
+        raise engine_error(f"{named} has no {INDEX}: not a folder that a diffusers pipeline was saved to") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise engine_error(f"{named}: its {INDEX} cannot be read: {error}") from error
+    if kind != source.kind:
+        raise engine_error(f"{named} is a {kind}; only a {source.kind} can be used, such as {_EXAMPLES[source.kind]}")
+    return [name for name in content if not name.startswith("_")]
+
+
+def engine_error(text: str) -> EngineError:
+    """Make the error of an engine that cannot load."""
+    return EngineError(Code.ENGINE_FAILED, text)

@@ -1,7 +1,7 @@
 """What goes where in memory, on the GPU and on the host, computed before anything is loaded.
 
-Weights count as the files that are here, else as published; everything else as :mod:`.needs` derives it, which makes
-the plan an estimate, and it says so.
+Weights count as the files that are here, else as published; everything else as :mod:`.footprint` derives it, which
+makes the plan an estimate, and it says so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tenkaigen_worker.config_engine import EngineSettings
-from tenkaigen_worker.engine.machine import GIB, Gpu, Machine, Problem
-from tenkaigen_worker.engine.needs import (
+from tenkaigen_worker.engine.footprint import (
     BETWEEN_BLOCKS_BYTES,
     BLOCKS,
     BUFFER_BLOCKS,
@@ -32,6 +31,7 @@ from tenkaigen_worker.engine.needs import (
     denoising_bytes,
     drawing_bytes,
 )
+from tenkaigen_worker.engine.machine import GIB, Gpu, Machine, Problem
 from tenkaigen_worker.offers import Limits
 from tenkaigen_worker.recipe import MAX_PIXELS
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
+import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
-from tenkaigen_worker.engine.hub import Wanted, engine_error, hub_errors, pulse
+from tenkaigen_worker.engine.hub import CannotFetch, hub_errors, keep_quiet
+from tenkaigen_worker.engine.needs import INDEX, Source, checkpoint, edit_pipeline, engine_error, pipeline, read_index
+from tenkaigen_worker.engine.pull import check_room, fetch, survey
+from tenkaigen_worker.errors import EngineError
 
 log = logging.getLogger("tenkaigen.engine")
-
-INDEX = "model_index.json"
-PIPELINE = "QwenImagePipeline"
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,88 +36,87 @@ def find_weights(
     Of the components named in ``without`` only the configuration is wanted. ``alive`` is called as bytes arrive. Raises
     ``EngineError``.
     """
-    model = settings.model
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        read_index(folder / INDEX, model)
-        return Weights(folder, folder.resolve().name, None)
-    if not looks_like_hub_id(model):
-        raise engine_error(f"engine.model: there is no folder {model}; give a folder or a hub id like Qwen/Qwen-Image")
-
-    with hub_errors(wanted_pipeline(settings), download=download):
-        index = Path(hf_hub_download(model, INDEX, revision=settings.revision, local_files_only=not download))
-        patterns = file_patterns(read_index(index, model), without=without)
-        revision = index.parent.name
-        log.info("Looking for the files of %s at %s", model, revision, extra={"action": "model_files"})
-        found = snapshot_download(
-            model,
-            revision=revision,
-            allow_patterns=patterns,
-            local_files_only=not download,
-            tqdm_class=pulse(alive),
-        )
-    return Weights(Path(found), model, revision)
+    return _find_pipeline(pipeline(settings, without=tuple(without)), download=download, alive=alive)
 
 
-def find_checkpoint(checkpoint: CheckpointSettings, *, download: bool, alive: Callable[[], None]) -> Path:
+def find_edit_weights(
+    settings: EngineSettings, *, download: bool, alive: Callable[[], None], without: Collection[str] = ()
+) -> Weights | None:
+    """Find the folder of the model for edits as :func:`find_weights` does; ``None`` where none is configured.
+
+    Only its processor and its transformer are wanted: the other components are those of the usual model.
+    """
+    for source in edit_pipeline(settings, without=tuple(without)):
+        return _find_pipeline(source, download=download, alive=alive)
+    return None
+
+
+def _find_pipeline(source: Source, *, download: bool, alive: Callable[[], None]) -> Weights:
+    folder = find(source, download=download, alive=alive)
+    if source.on_hub:
+        return Weights(folder, source.place, folder.name)
+    return Weights(folder, folder.resolve().name, None)
+
+
+def find_checkpoint(settings: CheckpointSettings, *, download: bool, alive: Callable[[], None]) -> Path:
     """Find a quantised transformer's file; one of the hub that is not here yet may be downloaded.
 
     ``alive`` is called as bytes arrive. Raises ``EngineError``.
     """
-    if checkpoint.repo is None:
-        file = Path(checkpoint.filename).expanduser()
-        if not file.is_file():
-            raise engine_error(
-                f"engine.checkpoints: there is no file {checkpoint.filename}; give a file of this machine, or name its "
-                "repository on the hub in repo"
-            )
-        return file
+    return find(checkpoint(settings), download=download, alive=alive)
 
-    with hub_errors(wanted_checkpoint(checkpoint), download=download):
+
+def find(source: Source, *, download: bool, alive: Callable[[], None]) -> Path:
+    """Find a pipeline's folder or a checkpoint's file, as the two functions above do for the settings."""
+    if not source.on_hub:
+        return find_here(source)
+    if not download:
+        return find_in_cache(source, download=False)
+    keep_quiet()
+    try:
+        files = survey(source)
+        if missing := check_room(files):
+            log.info("Downloading %.1f GB of %s", missing / 1e9, source.name, extra={"action": "model_download"})
+        fetch(files, lambda *_: alive(), threading.Event())
+        return find_in_cache(source, download=True)
+    except CannotFetch as error:
+        try:
+            found = find_in_cache(source, download=False)
+        except EngineError:
+            raise error from None
+        log.info("Taking the files that are here: %s", error, extra={"action": "model_not_refreshed"})
+        return found
+
+
+def find_in_cache(source: Source, *, download: bool) -> Path:
+    """Find what has been fetched from the hub; with ``download`` also name and link it for its revision."""
+    with hub_errors(source, download=download):
+        first = Path(
+            hf_hub_download(source.place, source.file or INDEX, revision=source.revision, local_files_only=not download)
+        )
+        if source.file is not None:
+            return first
+        patterns = source.patterns(read_index(first, source))
+        revision = first.parent.name
+        log.info("Looking for the files of %s at %s", source.place, revision, extra={"action": "model_files"})
         return Path(
-            hf_hub_download(
-                checkpoint.repo,
-                checkpoint.filename,
-                revision=checkpoint.revision,
-                local_files_only=not download,
-                tqdm_class=pulse(alive),
-            )
+            snapshot_download(source.place, revision=revision, allow_patterns=patterns, local_files_only=not download)
         )
 
 
-def looks_like_hub_id(model: str) -> bool:
-    """Tell a hub's ``owner/name`` from a path that is written as one."""
-    return _HUB_ID.fullmatch(model) is not None and not model.startswith((".", "~"))
-
-
-def wanted_pipeline(settings: EngineSettings) -> Wanted:
-    """Name the configured pipeline as errors do."""
-    return Wanted("engine.model", settings.model, settings.revision, INDEX, ": not a diffusers pipeline")
-
-
-def wanted_checkpoint(checkpoint: CheckpointSettings) -> Wanted:
-    """Name a checkpoint of the hub as errors do."""
-    return Wanted("engine.checkpoints", checkpoint.repo or "", checkpoint.revision, checkpoint.filename)
-
-
-def file_patterns(components: Collection[str], *, without: Collection[str] = ()) -> list[str]:
-    """Say which files of a pipeline's repository are loaded."""
-    kinds = ("*.json", "*.txt", "*.safetensors")
-    patterns = [f"{name}/{kind}" for name in components if name not in without for kind in kinds]
-    return [INDEX, *patterns, *(f"{name}/config.json" for name in without)]
-
-
-def read_index(index: Path, model: str) -> list[str]:
-    """Check that this is a Qwen-Image pipeline, and answer the names of its components."""
-    try:
-        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-        kind = content["_class_name"]
-    except FileNotFoundError:
+def find_here(source: Source) -> Path:
+    """Find what the settings name by a path. Raises ``EngineError`` when it is not there, or no pipeline."""
+    path = source.path
+    if not source.is_pipeline:
+        if not path.is_file():
+            raise engine_error(
+                f"{source.setting}: there is no file {source.place}; give a safetensors file of this machine, or name "
+                "its repository on the hub in repo"
+            )
+        return path
+    if not path.is_dir():
         raise engine_error(
-            f"engine.model: {model} has no {INDEX}: not a folder that a diffusers pipeline was saved to"
-        ) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise engine_error(f"engine.model: {model}: its {INDEX} cannot be read: {error}") from error
-    if kind != PIPELINE:
-        raise engine_error(f"engine.model: {model} is a {kind}; only a {PIPELINE} can be used, such as Qwen/Qwen-Image")
-    return [name for name in content if not name.startswith("_")]
+            f"{source.setting}: there is no folder {source.place}; give a folder or a hub id like Qwen/Qwen-Image"
+        )
+    read_index(path / INDEX, source)
+    return path

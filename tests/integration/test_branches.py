@@ -58,11 +58,16 @@ def dense() -> Any:
 
 
 @pytest.fixture(scope="module")
-def int4(dense: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def checkpoint(dense: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("int4") / "int4.safetensors", dense, OWN_RANK)
+
+
+@pytest.fixture(scope="module")
+def int4(checkpoint: Path) -> Any:
     """The dense transformer in 4 bits, loaded as Nunchaku loads it."""
-    path = write_checkpoint(tmp_path_factory.mktemp("int4") / "int4.safetensors", dense, OWN_RANK)
     with standin():
-        return importlib.import_module("nunchaku").NunchakuQwenImageTransformer2DModel.from_pretrained(path).eval()
+        nunchaku = importlib.import_module("nunchaku")
+        return nunchaku.NunchakuQwenImageTransformer2DModel.from_pretrained(checkpoint).eval()
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -195,6 +200,21 @@ def run_block(transformer: Any) -> Tensor:
             hidden_states=image, encoder_hidden_states=text, encoder_hidden_states_mask=None, temb=time
         )
     return torch.cat(outcome, dim=1).float()
+
+
+def test_the_layers_of_nunchaku_lite_take_the_same(int4: Any, checkpoint: Path, tmp_path: Path) -> None:
+    with standin():
+        lite = importlib.import_module("nunchaku_lite")
+        patched = lite.patch_transformer(small_transformer(layers=1), checkpoint, torch_dtype=torch.bfloat16)
+    plain, outcomes = run_block(int4), []
+    for transformer in (int4, patched):
+        before = state(transformer)
+        with applied(transformer, tmp_path, (make(int4, *TARGETS), 1.0)):
+            outcomes.append(run_block(transformer))
+        assert state(transformer) == before
+
+    assert torch.equal(*outcomes)
+    assert not torch.equal(outcomes[0], plain)
 
 
 @pytest.mark.parametrize("rank", [4, 8, 16, 20, 64, 128])

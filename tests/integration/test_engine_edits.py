@@ -8,6 +8,7 @@ pictures to a megapixel before it encodes them; here to a few pixels, for the sa
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -202,6 +203,8 @@ def models(tmp_path: Path) -> dict[str, str]:
         for parameter in pipe.transformer.parameters():
             parameter.mul_(1.1)
     pipe.transformer.save_pretrained(tmp_path / "fox-edit" / "transformer")
+    index = {"_class_name": "QwenImageEditPlusPipeline", "processor": [], "transformer": [], "vae": []}
+    (tmp_path / "fox-edit" / "model_index.json").write_text(json.dumps(index))
     return {"model": str(tmp_path / "fox"), "edit_model": str(tmp_path / "fox-edit")}
 
 
@@ -236,12 +239,11 @@ def test_diffusers_draws_edits_with_the_transformer_for_edits(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"edit_model": "nowhere"}, "engine.edit_model: there is no folder nowhere; give a folder or a hub id"),
         (
-            {"edit_model": "nowhere"},
-            "engine.edit_model: there is no nowhere on this machine. Name the folder of an Edit",
+            {"edit_model": "MODEL"},
+            "is a QwenImagePipeline; only a QwenImageEditPlusPipeline can be used, such as Qwen/",
         ),
-        ({"edit_model": "Qwen/Qwen-Image-Edit-2509"}, "hf download Qwen/Qwen-Image-Edit-2509 --include 'processor/*'"),
-        ({"edit_model": "MODEL"}, "has no processor here"),
     ],
 )
 def test_a_model_for_edits_that_is_not_here(models: dict[str, str], changes: dict[str, str], says: str) -> None:

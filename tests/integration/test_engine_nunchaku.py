@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
-from tenkaigen_worker.engine import int4, int4_transformer
+from tenkaigen_worker.engine import int4, int4_transformer, loaders
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Stopped, load_backend
 from tenkaigen_worker.engine.base import NO_INPUTS, Inputs, Picture, Step
+from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.engine.int4_forward import bind_forward
 from tenkaigen_worker.engine.int4_transformer import check_file
@@ -58,7 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a pipeline that has no transformer, and two checkpoints."""
     folder = tmp_path_factory.mktemp("models")
     small_pipeline().save_pretrained(folder / "fox")
-    shutil.rmtree(folder / "fox" / "transformer")
+    (folder / "fox" / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     write_checkpoint(folder / BASE, small_transformer())
     write_checkpoint(folder / FAST, small_transformer(1))
     return folder
@@ -108,6 +111,11 @@ def run(
 def draw(backend: QwenBackend, recipe: Recipe = RECIPE, inputs: Inputs = NO_INPUTS, **changes: Any) -> bytes:
     (picture,) = run(backend, recipe, inputs, **changes)
     return picture.pixels
+
+
+def checkpoints(backend: QwenBackend) -> Checkpoints:
+    assert backend._checkpoints is not None
+    return backend._checkpoints
 
 
 def array(pixels: bytes) -> Any:
@@ -229,27 +237,22 @@ def test_another_checkpoint_draws_another_picture_and_back_again(
     assert [record["checkpoint"] for record in switched] == [FAST, BASE]
 
 
-def test_a_picture_from_a_picture_uses_the_checkpoint_too(backend: QwenBackend, inputs: Inputs) -> None:
-    usual = draw(backend, REFERENCE, inputs)
-
-    assert draw(backend, replace(REFERENCE, checkpoint=FAST), inputs) != usual
-    assert draw(backend, REFERENCE, inputs) == usual
-
-
 def test_the_checkpoint_before_is_gone_when_the_next_is_loaded(
     backend: QwenBackend, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw(backend, REFERENCE, inputs)
-    before = weakref.ref(backend._pipe.transformer)
-    load, left = backend._checkpoints._load, []  # type: ignore[union-attr]
+    usual = draw(backend, REFERENCE, inputs)
+    before, positions = weakref.ref(backend._pipe.transformer), backend._pipe.transformer.pos_embed
+    load, left = checkpoints(backend)._load, []
 
     def watched(file: Path) -> Any:
         left.append(before())
         return load(file)
 
-    monkeypatch.setattr(backend._checkpoints, "_load", watched)
-    draw(backend, replace(RECIPE, checkpoint=FAST))
+    monkeypatch.setattr(checkpoints(backend), "_load", watched)
+    assert draw(backend, replace(REFERENCE, checkpoint=FAST), inputs) != usual
     assert left == [None]
+    # What each of these computed is remembered by diffusers for ever: switching for months must not make new ones.
+    assert backend._pipe.transformer.pos_embed is positions
 
 
 def test_a_checkpoint_that_is_not_there_is_the_recipes_fault(backend: QwenBackend) -> None:
@@ -262,7 +265,7 @@ def test_after_a_switch_that_failed_the_next_run_works(
 ) -> None:
     usual = draw(backend)
     with monkeypatch.context() as patch:
-        patch.setitem(backend._checkpoints._files, FAST, files / "gone")  # type: ignore[union-attr]
+        patch.setitem(checkpoints(backend)._files, FAST, files / "gone")
         with pytest.raises(EngineError, match=r"engine\.checkpoints: gone cannot be loaded on cpu .*; get it anew"):
             draw(backend, replace(RECIPE, checkpoint=FAST))
 
@@ -276,7 +279,7 @@ def test_a_switch_without_memory_needs_a_new_process(backend: QwenBackend, monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend._checkpoints, "_load", no_memory)
+        patch.setattr(checkpoints(backend), "_load", no_memory)
         with pytest.raises(DeviceBroken, match=f"{FAST} does not fit into cpu"):
             draw(backend, replace(RECIPE, checkpoint=FAST))
     assert draw(backend) == usual
@@ -293,15 +296,6 @@ def test_a_cancel_during_a_switch_takes_effect_at_its_end(backend: QwenBackend) 
         run(backend, replace(RECIPE, checkpoint=FAST), report=stop, cancel=cancel)
     assert [step.phase for step in steps] == ["load", "encode"]
     assert draw(backend) == usual
-
-
-def test_position_embeddings_do_not_pile_up(backend: QwenBackend) -> None:
-    """What each one computed is remembered by diffusers for ever: switching for months must not make new ones."""
-    positions = backend._pipe.transformer.pos_embed
-    for checkpoint in (FAST, BASE):
-        draw(backend, replace(RECIPE, checkpoint=checkpoint))
-
-    assert backend._pipe.transformer.pos_embed is positions
 
 
 # The forward pass.
@@ -357,9 +351,10 @@ def test_padding_is_not_looked_at(quantised: Any) -> None:
 
     masked = predict(quantised, **both, encoder_hidden_states_mask=mask)
     unmasked = predict(quantised, **both)
-    assert far(masked[0], alone[0]) < 0.02
-    assert far(masked[1], alone[1]) < 0.02
-    assert far(unmasked[1], alone[1]) > 0.1
+    # Not to the bit: what 16 bits round differently may fall to the next of the 4-bit steps.
+    assert far(masked[0], alone[0]) < 0.05
+    assert far(masked[1], alone[1]) < 0.05
+    assert far(unmasked[1], alone[1]) > 0.15
 
 
 def test_what_a_control_net_adds_is_spread_over_the_blocks(quantised: Any) -> None:
@@ -407,6 +402,17 @@ def test_offloaded_blocks_come_from_their_manager(quantised: Any, monkeypatch: p
 
     assert torch.equal(predict(quantised, **given), expected)
     assert manager.told == ["device", "begin", 0, "step", 1, "step"]
+
+
+@pytest.mark.filterwarnings("ignore:.torch_dtype. is deprecated:FutureWarning")
+def test_nunchaku_lite_predicts_the_same_with_its_own_forward_pass(quantised: Any, files: Path) -> None:
+    placement = int4_transformer.Placement(torch.device("cpu"), torch.bfloat16)
+    lite = int4_transformer.load_with_lite(files / BASE, files / "fox", placement)
+    given, mask = arguments(2, 9), torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
+
+    assert far(predict(lite, **given), predict(quantised, **given)) < 0.02
+    masked = predict(lite, **given, encoder_hidden_states_mask=mask)
+    assert far(masked, predict(quantised, **given, encoder_hidden_states_mask=mask)) < 0.02
 
 
 # What cannot be loaded says why.
@@ -485,7 +491,7 @@ def test_nothing_is_loaded_before_every_file_is_right(files: Path, monkeypatch: 
 def test_a_machine_without_what_it_takes_says_all_of_it_at_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    with pytest.raises(EngineError, match=r"engine\.backend: nunchaku cannot be used here: .*GPU: "):
+    with pytest.raises(EngineError, match=r"nunchaku cannot be used here: torch: .*; nunchaku: "):
         load_backend(settings(files, device="auto"), alive=lambda: None)
 
 
@@ -496,8 +502,6 @@ def test_numbers_of_32_bits_are_refused(files: Path) -> None:
 
 def test_the_root_logger_stays_as_it_was() -> None:
     """Importing the package configures it."""
-    import sys
-
     for name in [name for name in sys.modules if name.partition(".")[0] == "nunchaku"]:
         del sys.modules[name]
     root = logging.getLogger()
@@ -510,6 +514,86 @@ def test_the_root_logger_stays_as_it_was() -> None:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def test_two_files_of_one_name_are_refused(files: Path, tmp_path: Path) -> None:
+    """Recipes and the pictures of months could not tell them apart."""
+    other = shutil.copy(files / FAST, tmp_path / BASE)
+
+    with pytest.raises(EngineError, match=rf"two different files are called {BASE}"):
+        load_backend(
+            settings(files, checkpoints={"base": {"file": str(files / BASE)}, "fast": {"file": str(other)}}),
+            alive=lambda: None,
+        )
+
+
+def test_the_wrong_package_of_that_name_is_told_apart(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nunchaku.py").write_text("import logging\nlogging.basicConfig()\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nunchaku"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    with pytest.raises(EngineError, match=r"the package nunchaku cannot be used .* PyPI's nunchaku is another project"):
+        load_backend(settings(files, nunchaku={"loader": "nunchaku"}), alive=lambda: None)
+
+
+@pytest.mark.parametrize(("device", "mapped"), [("cpu", {}), ("cuda:0", {"device_map": {"": torch.device("cuda:0")}})])
+def test_the_text_encoder_goes_straight_to_its_device(
+    device: str, mapped: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    kind = SimpleNamespace(from_pretrained=lambda folder, **how: calls.append(how))
+    monkeypatch.setattr(int4, "Qwen2_5_VLForConditionalGeneration", kind)
+    monkeypatch.setattr(int4, "BitsAndBytesConfig", dict)
+    for kept_as in ("full", "nf4"):
+        int4._load_text_encoder(Path("fox"), torch.device(device), torch.bfloat16, kept_as)
+
+    usual = {"dtype": torch.bfloat16, "use_safetensors": True, "local_files_only": True} | mapped
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    assert calls == [usual, usual | {"quantization_config": nf4}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "planned", "kept_as"),
+    [
+        ("auto", "nf4", "nf4"),
+        ("auto", "full", "full"),
+        ("full", "nf4", "full"),
+        ("nf4", None, "nf4"),
+        ("auto", None, "full"),
+    ],
+)
+def test_the_plan_says_how_the_text_encoder_is_kept_unless_somebody_does(
+    files: Path, asked: str, planned: Any, kept_as: str
+) -> None:
+    plan: Any = planned and SimpleNamespace(text_encoder=planned)
+
+    assert int4._text_encoder_as(settings(files, nunchaku={"text_encoder": asked}), plan) == kept_as
+
+
+# `auto` takes it where everything is there.
+
+
+@pytest.mark.parametrize(
+    ("problems", "changes", "taken"),
+    [
+        ([], {}, "nunchaku"),
+        (["GPU: too old"], {}, "diffusers"),
+        ([], {"checkpoints": {"base": {"file": "gone.safetensors"}}}, "diffusers"),
+    ],
+    ids=["everything is there", "something is missing", "a file is missing"],
+)
+def test_auto_takes_what_is_ready(
+    files: Path, problems: list[str], changes: dict[str, Any], taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "check_auto", lambda: None)
+    monkeypatch.setattr(int4, "missing", lambda *arguments: problems)
+    monkeypatch.setattr(int4, "load_nunchaku", lambda settings, alive: "nunchaku")
+    monkeypatch.setattr(loaders, "load_diffusers", lambda settings, alive: "diffusers")
+
+    assert load_backend(settings(files, backend="auto", **changes), alive=lambda: None) == taken  # type: ignore[comparison-overlap]
 
 
 # In a process of its own.

@@ -466,6 +466,7 @@ async def test_nunchaku_is_not_there_yet_and_says_so(make_engine: Callable[..., 
 @pytest.mark.parametrize(
     ("step", "limit"),
     [
+        (Step("load", 0, 0, 1), "load_seconds"),
         (Step("encode", 0, 0, 1), "encode_seconds"),
         (Step("encode", 0, 1, 1), "step_seconds"),
         (Step("denoise", 0, 3, 4), "step_seconds"),

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tenkaigen_worker.config import ReferenceSettings
+from tenkaigen_worker.engine.base import EngineInfo
 from tenkaigen_worker.errors import ConfigError, InputError
 from tenkaigen_worker.plugin.types import Lora
 from tenkaigen_worker.recipe import Model
@@ -27,6 +28,7 @@ from tests.unit.lora_bytes import lora_bytes
 from tests.unit.pictures import encoded, gradient
 
 MODEL = Model("tiny", "tiny", None, 256, 256, default_steps=8, base="tiny")
+ENGINE = EngineInfo(MODEL, "cpu", "float32", 0)
 LIGHTNING = {"steps": 4, "guidance_scale": 1.0, "scheduler": "lightning", "max_steps": 8, "max_guidance_scale": 1.0}
 MODES = {"quality": {"steps": 50, "guidance_scale": 4.0}, "lightning": LIGHTNING}
 
@@ -78,7 +80,7 @@ def here(folder: Path, storage: LocalStorage) -> Sources:
 
 async def settle(here: Sources, **fields: Any) -> Prepared:
     request = read_request({"prompt": "a fox", **fields}, here.names)
-    async with prepared(request, here, MODEL) as job:
+    async with prepared(request, here, ENGINE) as job:
         return job
 
 
@@ -175,7 +177,7 @@ async def test_what_a_job_starts_from_is_there_as_long_as_it_is_needed(here: Sou
     reference = str((await uploads.keep(encoded(gradient(96, 64)), owner=None)).upload)
     mask = str((await uploads.keep(encoded(Image.new("L", (96, 64), "white")), owner=None)).upload)
     request = read_request({"prompt": "a fox", "reference": reference, "mask": mask}, here.names)
-    async with prepared(request, here, MODEL) as job:
+    async with prepared(request, here, ENGINE) as job:
         assert (job.recipe.width, job.recipe.height, job.recipe.strength) == (96, 64, 1.0)
         assert job.inputs.reference is not None
         assert job.inputs.mask is not None
@@ -268,7 +270,7 @@ async def test_an_edit_gets_its_pictures_in_order_and_uncropped(editing: Sources
     request = read_request(
         {"prompt": "as a woodcut", "mode": "edit", "reference": given[0], "more_references": given[1:]}, editing.names
     )
-    async with prepared(request, editing, EDITOR) as job:
+    async with prepared(request, editing, replace(ENGINE, model=EDITOR)) as job:
         recipe, sizes = job.recipe, [size_of(file) for file in job.inputs.references]
     # The second is shrunk to what the pipeline sees of it; the first one's shape gets the model's number of pixels.
     assert sizes == [(96, 48), (1184, 896), (40, 80)]
@@ -279,7 +281,9 @@ async def test_an_edit_gets_its_pictures_in_order_and_uncropped(editing: Sources
     assert not any(file.exists() for file in job.inputs.references)
 
     reordered = {"mode": "edit", "reference": given[2], "more_references": given[:2], "width": 128}
-    async with prepared(read_request({"prompt": "x", **reordered}, editing.names), editing, EDITOR) as job:
+    async with prepared(
+        read_request({"prompt": "x", **reordered}, editing.names), editing, replace(ENGINE, model=EDITOR)
+    ) as job:
         assert job.recipe.references == (recipe.references[2], recipe.references[0], recipe.references[1])
         assert (job.recipe.width, job.recipe.height) == (128, 256)
 
