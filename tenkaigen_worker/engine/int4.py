@@ -141,8 +141,8 @@ def _check_offload(settings: EngineSettings) -> None:
     if settings.offload not in ("auto", "none"):
         raise EngineError(
             Code.ENGINE_FAILED,
-            f"engine.offload: {settings.offload} is nothing for engine.backend: nunchaku, which has a memory plan of its "
-            "own; use auto",
+            f"engine.offload: {settings.offload} is nothing for engine.backend: nunchaku, which has a plan of its own; "
+            "use auto",
         )
 
 

@@ -495,9 +495,10 @@ def test_a_machine_without_what_it_takes_says_all_of_it_at_once(files: Path, mon
         load_backend(settings(files, device="auto"), alive=lambda: None)
 
 
-def test_numbers_of_32_bits_are_refused(files: Path) -> None:
-    with pytest.raises(EngineError, match=r"engine\.dtype: float32 is nothing for engine\.backend: nunchaku"):
-        load_backend(settings(files, dtype="float32"), alive=lambda: None)
+@pytest.mark.parametrize(("setting", "value"), [("dtype", "float32"), ("offload", "sequential")])
+def test_what_other_backends_can_and_this_one_cannot_is_refused(files: Path, setting: str, value: str) -> None:
+    with pytest.raises(EngineError, match=rf"engine\.{setting}: {value} is nothing for engine\.backend: nunchaku"):
+        load_backend(settings(files, **{setting: value}), alive=lambda: None)
 
 
 def test_the_root_logger_stays_as_it_was() -> None:
