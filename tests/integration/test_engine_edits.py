@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,14 +24,14 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 
 from tenkaigen_worker.config_engine import EngineSettings
-from tenkaigen_worker.engine.backend import Stopped
+from tenkaigen_worker.engine.backend import Stopped, load_backend
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.engine.edit import Edit, load_processor
-from tenkaigen_worker.engine.loaders import load_diffusers
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.tiny import build_pipeline, build_processor, load_tiny
 from tenkaigen_worker.errors import EngineError, InputError
 from tenkaigen_worker.recipe import Recipe
+from tests.int4 import small_pipeline, small_transformer, standin, write_checkpoint
 from tests.unit.pictures import gradient
 
 RECIPE = Recipe(
@@ -208,9 +209,11 @@ def models(tmp_path: Path) -> dict[str, str]:
     return {"model": str(tmp_path / "fox"), "edit_model": str(tmp_path / "fox-edit")}
 
 
-def load(models: dict[str, str], **changes: Any) -> QwenBackend:
+def load(models: dict[str, Any], **changes: Any) -> QwenBackend:
     settings = EngineSettings.model_validate({"backend": "diffusers", "device": "cpu", **models, **changes})
-    return load_diffusers(settings, alive=lambda: None)
+    backend = load_backend(settings, alive=lambda: None)
+    assert isinstance(backend, QwenBackend)
+    return backend
 
 
 def test_diffusers_draws_edits_with_the_transformer_for_edits(
@@ -234,6 +237,28 @@ def test_diffusers_draws_edits_with_the_transformer_for_edits(
     model, cpu = backend.model, torch.device("cpu")
     heavier = QwenBackend(pipe, model, cpu, torch.float32, processor=build_processor(pipe.tokenizer))
     assert run(heavier, edit, files[0])[0].pixels == drawn[1][0].pixels
+
+
+def test_nunchaku_draws_edits_with_their_checkpoint(models: dict[str, str], files: list[Path], tmp_path: Path) -> None:
+    """Over the stand-in for its kernels: the way of a recipe, not the real kernels' numbers."""
+    checkpoints = {name: {"file": str(tmp_path / f"svdq-int4_r32-{name}.safetensors")} for name in ("base", "edit")}
+    shutil.rmtree(tmp_path / "fox" / "transformer")
+    small_pipeline().save_pretrained(tmp_path / "fox")
+    shutil.rmtree(tmp_path / "fox" / "transformer")
+    shutil.rmtree(tmp_path / "fox-edit" / "transformer")
+    for seed, checkpoint in enumerate(checkpoints.values()):
+        write_checkpoint(Path(checkpoint["file"]), small_transformer(seed))
+    with standin():
+        backend = load(models, backend="nunchaku", checkpoints=checkpoints)
+        assert (backend.model.backend, backend.model.edit_model) == ("nunchaku", "fox-edit")
+        base, edit = (backend.model.checkpoint(name) for name in ("base", "edit"))
+        recipe = replace(RECIPE, backend="nunchaku", model="fox-edit", checkpoint=edit, guidance_scale=1.0)
+        drawn = {
+            run(backend, recipe, files[0])[0].pixels,
+            run(backend, replace(recipe, checkpoint=base), files[0])[0].pixels,
+            run(backend, replace(recipe, references=()))[0].pixels,
+        }
+        assert len(drawn) == 3
 
 
 @pytest.mark.parametrize(
