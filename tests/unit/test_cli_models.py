@@ -23,7 +23,9 @@ from huggingface_hub import constants, file_download
 
 from tenkaigen_worker.cli import cli, model_files
 from tenkaigen_worker.config_engine import EngineSettings
+from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.engine import pull as pulling
+from tenkaigen_worker.engine.needs import needed
 from tenkaigen_worker.engine.weights import find_checkpoint, find_weights
 from tests.unit.hub_server import COMMIT, Hub, cut_after, damaged, held, serving, sha256_of
 
@@ -503,3 +505,21 @@ def test_ctrl_c_keeps_what_has_arrived(hub: Hub, tmp_path: Path, monkeypatch: py
     assert run("pull").exit_code == 0
     assert hub.ranges(CHECKPOINT) == [None, f"bytes={arrived}-"]
     assert next(tmp_path.rglob(sha256_of(large))).read_bytes() == large
+
+
+def test_the_model_for_edits_is_needed_for_what_is_its_own() -> None:
+    settings = EngineSettings(backend="diffusers", edit_model="fox/edit", edit_revision="v1")
+    _, edits = needed(settings, GenerationSettings())
+    assert (edits.setting, edits.place, edits.revision, edits.revision_setting) == (
+        *("engine.edit_model", "fox/edit", "v1"),
+        "engine.edit_revision",
+    )
+    components = ["processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
+    loaded = [pattern for pattern in edits.patterns(components) if pattern.endswith(".safetensors")]
+    assert loaded == ["processor/*.safetensors", "transformer/*.safetensors"]
+    quantised = settings.model_copy(update={"backend": "nunchaku"})
+    edits = needed(quantised, GenerationSettings())[1]
+    assert [pattern for pattern in edits.patterns(components) if "*" in pattern and "*.json" not in pattern] == [
+        *("processor/*.txt", "processor/*.safetensors")
+    ]
+    assert len(needed(settings.model_copy(update={"edit_model": None}), GenerationSettings())) == 1

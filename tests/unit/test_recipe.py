@@ -129,6 +129,12 @@ def test_negative_prompts_are_joined(own: str | None, styles: str, joined: str) 
     assert apply_style(Style("Neon", negative_prompt=styles), "x", own).negative == joined
 
 
+def test_a_recipe_of_before_there_were_edits_can_be_read() -> None:
+    recipe = settle(ask())
+    old = {name: value for name, value in recipe.to_json().items() if name != "references"}
+    assert Recipe.from_json(old) == recipe
+
+
 def test_a_recipe_goes_through_json_unchanged() -> None:
     recipe = settle(ask(count=3))
 

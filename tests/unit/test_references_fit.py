@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tenkaigen_worker.recipe import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SIDE_STEP
-from tenkaigen_worker.references.fit import fit_mask, fit_reference, fit_size
+from tenkaigen_worker.references.fit import EDIT_PIXELS, edit_size, fit_edited, fit_mask, fit_reference, fit_size
 from tests.unit.pictures import gradient
 
 
@@ -86,3 +86,38 @@ def test_a_mask_of_another_size() -> None:
 def test_a_mask_without_white(colour: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="is black all over"):
         fit_mask(Image.new("LA", (64, 64), colour), (64, 64), (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "fitted"),
+    [
+        ((96, 48), (None, None), (1456, 720)),
+        ((6000, 6000), (None, None), (1024, 1024)),
+        ((4000, 3000), (512, None), (512, 384)),
+        ((4000, 3000), (256, 512), (256, 512)),
+        ((3200, 100), (None, None), (4096, 176)),
+    ],
+)
+def test_the_size_of_an_edit(
+    size: tuple[int, int], asked: tuple[int | None, int | None], fitted: tuple[int, int]
+) -> None:
+    assert edit_size(size, *asked, pixels=1024 * 1024) == fitted
+
+
+@given(width=st.integers(1, 20_000), height=st.integers(1, 20_000), pixels=st.integers(64 * 64, MAX_PIXELS))
+def test_every_edit_can_be_made(width: int, height: int, pixels: int) -> None:
+    fitted = edit_size((width, height), None, None, pixels=pixels)
+    assert all(side % SIDE_STEP == 0 and MIN_SIDE <= side <= MAX_SIDE for side in fitted)
+    assert fitted[0] * fitted[1] <= MAX_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"), [((640, 1000), (640, 1000)), ((2000, 1500), (1184, 896)), ((8000, 250), (5792, 192))]
+)
+def test_what_an_edit_sees_of_a_picture_is_all_of_it(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    picture = Image.new("RGBA", size, (0, 0, 0, 0))
+    fitted = fit_edited(picture)
+    assert (fitted.mode, fitted.size, fitted.getpixel((0, 0))) == ("RGB", seen, (255, 255, 255))
+    assert fitted.width * fitted.height < 1.1 * EDIT_PIXELS
+    with pytest.raises(ValueError, match="at most 32 times as long as wide; it has 66 x 2 pixels"):
+        fit_edited(Image.new("RGB", (66, 2)))

@@ -370,3 +370,34 @@ def test_nothing_else_is_ever_raised(fields: dict[str, Any]) -> None:
     with suppress(InputError):
         request = read_request(fields, Names(STYLES, MODES))
         assert len(request_hash(request)) == 64
+
+
+UPLOAD, PICTURE = "upload:019dac38-5e55-74f3-8ac4-2ecd7f3d5ac2", "job:3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11/0"
+
+
+@pytest.mark.parametrize("more", [[PICTURE.upper()], (PICTURE,), PICTURE, json.dumps([PICTURE])], ids=short)
+def test_further_references_in_several_ways(more: object) -> None:
+    request = read(reference=UPLOAD, more_references=more)
+    assert request.columns()["more_references"] == (PICTURE,)
+    assert request_hash(request) == request_hash(read(reference=UPLOAD, more_references=[PICTURE]))
+    assert request_hash(request) != request_hash(read(reference=UPLOAD))
+    assert read(reference=UPLOAD, more_references=[]).more_references is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"more_references": [UPLOAD]}, "needs a picture to start from"),
+        ({"reference": UPLOAD, "more_references": [UPLOAD] * 3}, "may have at most 2 pictures beside the one in"),
+        ({"reference": UPLOAD, "more_references": [None]}, "must be text"),
+        ({"reference": UPLOAD, "more_references": [PICTURE, "fox.png"]}, "must be upload:ID"),
+        ({"reference": UPLOAD, "more_references": [[UPLOAD]]}, "must be text"),
+        ({"reference": UPLOAD, "more_references": {"a": UPLOAD}}, "must be a list"),
+        ({"reference": UPLOAD, "more_references": "[" * 100_000}, "must be plain JSON"),
+    ],
+    ids=short,
+)
+def test_further_references_that_are_wrong(fields: dict[str, Any], says: str) -> None:
+    found = problems(**fields)
+    assert list(found) == ["more_references"]
+    assert says in found["more_references"]
