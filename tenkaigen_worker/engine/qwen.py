@@ -147,7 +147,6 @@ class QwenBackend:
         transformer, taken = self._checkpoints.switch(wanted)
         self._hold(transformer)
         run.report(Step("encode", index, 0, 1))
-        run.go_on()
         return {"checkpoint": taken}
 
     def _draw(self, run: Run, start: Start, index: int, most: int, timings: dict[str, int]) -> Iterator[Picture]:
