@@ -20,7 +20,7 @@ from tenkaigen_worker.engine.readiness import loader, missing
 from tests.unit.machines import A10G, BARE, G5_XLARGE, H100, L4, L40S, RTX_3050, RTX_4060_TI, RTX_5090, T4, with_gpu
 
 NUNCHAKU = EngineSettings(backend="nunchaku")
-WHEELS = "https://github.com/nunchaku-ai/nunchaku/releases"
+WHEELS = "https://github.com/nunchaku-ai/nunchaku/releases/download/v1.2.1/nunchaku-1.2.1+cu12.8torch"
 
 
 def problems(machine: Machine, settings: EngineSettings = NUNCHAKU) -> list[Problem]:
@@ -52,11 +52,22 @@ def test_on_these_nothing_is_missing(machine: Machine) -> None:
         (with_gpu(), "GPU", "none that torch can use", "engine.backend to tiny"),
         (with_gpu(driver_cuda=None), "GPU", "there is no NVIDIA driver", "Install an NVIDIA driver"),
         (with_gpu(driver_cuda="11.4"), "Driver", "knows CUDA 11.4, and this torch needs 12.8", "570 or later"),
-        (BARE, "nunchaku", "not installed; it is not on PyPI", WHEELS),
+        (
+            BARE,
+            "nunchaku",
+            "not installed; it is not on PyPI",
+            f'pip install "{WHEELS}2.10-cp311-cp311-linux_x86_64.whl"',
+        ),
         (replace(BARE, nunchaku="0.16.5"), "nunchaku", "0.16.5 is the statistics package", "pip uninstall nunchaku"),
-        (replace(BARE, torch="2.13.0+cu128"), "nunchaku", "torch 2.13.0+cu128 has no wheel", "torch 2.10"),
-        (replace(G5_XLARGE, torch="2.9.1+cu128"), "nunchaku", "built for torch 2.10, and this is torch 2.9.1", WHEELS),
-        (replace(BARE, python="3.14.0"), "nunchaku", "Python 3.14.0 has no wheel", "use 3.11"),
+        (replace(BARE, torch="2.13.0+cu128"), "nunchaku", "no wheel for torch 2.13.0+cu128", "torch 2.10 (docs"),
+        (replace(BARE, torch="2.13.0+cu128"), "nunchaku", "not installed", "rootonchair/nunchaku_lite"),
+        (
+            replace(G5_XLARGE, torch="2.9.1+cu128"),
+            "nunchaku",
+            "built for torch 2.10, and this is torch 2.9.1",
+            f"{WHEELS}2.9-cp311",
+        ),
+        (replace(BARE, python="3.14.0"), "nunchaku", "no wheel for Python 3.14.0", "use Python 3.11"),
         (replace(BARE, torch="2.13.0+cpu", cuda=None), "torch", "2.13.0+cpu is a build for the CPU", "CUDA 12.8"),
         (replace(BARE, torch=None), "torch", "not installed", "torch 2.10"),
         (replace(BARE, torch_fault="libcudart.so.12: no such file"), "torch", "libcudart.so.12", "torch 2.10"),
@@ -161,7 +172,7 @@ def test_doctor_says_what_to_do_on_a_machine_of_another_kind(doctor: Doctor) -> 
     said = doctor(replace(with_gpu(T4), nunchaku="0.16.5", nunchaku_is_engine=False), "nunchaku")
     assert "no  GPU         Tesla T4 (sm_75) has no bfloat16" in said
     assert "no  nunchaku    0.16.5 is the statistics package" in said
-    assert "pip uninstall nunchaku, then pip install the wheel" in said
+    assert "pip uninstall nunchaku, then pip install" in said
     assert "Plan" not in said
 
 
