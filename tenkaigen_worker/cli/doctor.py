@@ -7,20 +7,22 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 import click
 
 from tenkaigen_worker.cli.context import load_settings, run
-from tenkaigen_worker.errors import TenkaigenError
+from tenkaigen_worker.errors import EngineError, TenkaigenError
 
 if TYPE_CHECKING:
     import asyncpg
 
     from tenkaigen_worker.config import Settings
+    from tenkaigen_worker.config_engine import EngineSettings
+    from tenkaigen_worker.engine.inspection import Inspection
+    from tenkaigen_worker.engine.machine import Machine
 
 PYTHON_NEEDED = (3, 11)
 # Room for pictures and a model's files before things break, in bytes.
@@ -28,17 +30,6 @@ DISK_NEEDED = 5 * 1024**3
 
 # How long a notification may take to come back, in seconds.
 LISTEN_SECONDS = 5.0
-
-# Asked in a process of its own, so that torch is never loaded into this one.
-ASK_TORCH = """
-import json, torch
-gpus = []
-if torch.cuda.is_available():
-    for number in range(torch.cuda.device_count()):
-        p = torch.cuda.get_device_properties(number)
-        gpus.append({"name": p.name, "gib": round(p.total_memory / 2**30, 1), "sm": p.major * 10 + p.minor})
-print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +67,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 async def _examine(settings: Settings, *, quiet: bool) -> list[Finding]:
     findings = []
-    for examine in (_python, _torch, _nunchaku, _database, _storage, _plugins, _disk):
+    for examine in (_python, _engine, _database, _storage, _plugins, _disk):
         async for finding in examine(settings):
             findings.append(finding)
             if not quiet:
@@ -97,22 +88,34 @@ async def _python(_: Settings) -> AsyncIterator[Finding]:
     yield Finding("Python", version, "" if sys.version_info >= PYTHON_NEEDED else f"Use Python {needed} or newer.")
 
 
-async def _torch(settings: Settings) -> AsyncIterator[Finding]:
-    needs_torch = settings.engine.backend != "blank"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", ASK_TORCH), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    answer, complaint = await process.communicate()
-    if process.returncode != 0:
-        cause = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["no answer"]
-        remedy = 'Install it: pip install "tenkaigen-worker[inference]"; docs/setup.md names the right torch build.'
-        yield Finding("torch", f"cannot be imported: {cause[0]}", remedy if needs_torch else "")
-        return
+async def _engine(settings: Settings) -> AsyncIterator[Finding]:
+    """What the engine would find here, looked at in a process of its own: torch is never loaded into this one."""
+    from tenkaigen_worker.engine.inspection import inspect
 
-    said = json.loads(answer)
-    yield Finding("torch", f"{said['torch']}, CUDA {said['cuda'] or 'none'}; diffusers {_version('diffusers')}")
-    gpus = ", ".join(f"{gpu['name']} ({gpu['gib']} GiB, sm_{gpu['sm']})" for gpu in said["gpus"])
-    needs_gpu = settings.engine.backend in ("auto", "nunchaku") or settings.engine.device.startswith("cuda")
+    try:
+        found = await inspect(settings.engine)
+    except EngineError as error:
+        yield Finding("Machine", "not known", str(error))
+        return
+    for finding in (*_machine(found.machine, settings.engine), *_nunchaku(found, settings.engine)):
+        yield finding
+
+
+def _machine(machine: Machine, engine: EngineSettings) -> Iterator[Finding]:
+    from tenkaigen_worker.engine.plan import gib
+
+    yield Finding("Memory", f"{gib(machine.host_available_bytes)} of {gib(machine.host_bytes)} free")
+    versions = f"{machine.torch}, CUDA {machine.cuda or 'none'}; diffusers {machine.diffusers or 'not installed'}"
+    remedy = 'Install it: pip install "tenkaigen-worker[inference]"; docs/setup.md names the right torch build.'
+    if machine.torch is None or machine.torch_fault:
+        cause = machine.torch_fault or "it is not installed"
+        yield Finding("torch", f"cannot be imported: {cause}", remedy if engine.backend != "blank" else "")
+        return
+    yield Finding("torch", versions)
+
+    gpus = ", ".join(f"{gpu.name} ({gib(gpu.total_bytes)}, sm_{gpu.sm})" for gpu in machine.gpus)
+    # What nunchaku needs is told below.
+    needs_gpu = engine.backend == "auto" or (engine.backend != "nunchaku" and engine.device.startswith("cuda"))
     remedy = (
         "Install an NVIDIA driver and a CUDA build of torch. Without a GPU set engine.backend to tiny for the "
         "demonstration model, or to diffusers, with engine.device: auto, for real pictures (slow)."
@@ -120,19 +123,29 @@ async def _torch(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding("GPU", gpus or "none that torch can use", remedy if needs_gpu and not gpus else "")
 
 
-async def _nunchaku(settings: Settings) -> AsyncIterator[Finding]:
-    from importlib.util import find_spec
+def _nunchaku(found: Inspection, engine: EngineSettings) -> Iterator[Finding]:
+    """What is missing for the backend ``nunchaku``, and what would go where; ``auto`` takes it where nothing is."""
+    from tenkaigen_worker.engine.plan import make_plan
+    from tenkaigen_worker.engine.readiness import INT4, loader, missing
 
-    wanted = settings.engine.backend == "nunchaku"
-    version = _version("nunchaku")
-    install = "Install a wheel of github.com/nunchaku-ai/nunchaku that fits your torch; it is not on PyPI."
-    if version is None:
-        yield Finding("nunchaku", "not installed", install if wanted else "")
-    elif find_spec("nunchaku.models") is None:
-        wrong = f"{version} is the statistics package of that name on PyPI, not the inference engine"
-        yield Finding("nunchaku", wrong, f"pip uninstall nunchaku. {install}")
+    if engine.backend not in ("nunchaku", "auto"):
+        return
+    machine = found.machine
+    problems = missing("nunchaku", machine, engine, found.sizes)
+    if engine.backend == "auto":
+        for problem in problems[:1]:
+            yield Finding("nunchaku", f"not chosen by engine.backend: auto; {problem.subject}: {problem.found}")
     else:
-        yield Finding("nunchaku", version)
+        for problem in problems:
+            yield Finding(problem.subject, problem.found, f"{problem.remedy}.")
+    if not problems:
+        package = loader(machine, engine)
+        version = machine.nunchaku if package == "nunchaku" else machine.nunchaku_lite
+        yield Finding("nunchaku", f"{package} {version}; bitsandbytes {machine.bitsandbytes or 'not installed'}")
+    gpu = machine.gpu(engine.device)
+    if gpu and gpu.sm in INT4 and (engine.backend == "nunchaku" or not problems):
+        for line in make_plan(engine, machine, found.sizes).lines():
+            yield Finding("Plan", line)
 
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
@@ -199,10 +212,3 @@ async def _disk(settings: Settings) -> AsyncIterator[Finding]:
     free = shutil.disk_usage(place).free
     remedy = f"Make room: less than {DISK_NEEDED / 1024**3:.0f} GiB is left." if free < DISK_NEEDED else ""
     yield Finding("Disk", f"{free / 1024**3:.0f} GiB free at {place}", remedy)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -1,12 +1,8 @@
-"""What this machine is: versions, GPUs, memory. Gathered where torch may be imported, used as a plain value anywhere.
-
-``python -m tenkaigen_worker.engine.machine`` prints it as JSON, for parents that never import torch.
-"""
+"""What this machine is: versions, GPUs, memory. Gathered where torch may be imported, a plain value everywhere else."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -158,7 +154,3 @@ def _has_module(name: str) -> bool:
         return find_spec(name) is not None
     except (ImportError, ValueError, AttributeError):
         return False
-
-
-if __name__ == "__main__":
-    print(json.dumps(inspect_here().to_json()))

@@ -9,22 +9,19 @@ from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.machine import Gpu, Machine, Problem
 from tenkaigen_worker.engine.plan import Sizes, make_plan, published
 
-WHEELS = "https://github.com/nunchaku-ai/nunchaku/releases"
-LITE = "https://github.com/rootonchair/nunchaku_lite"
-INSTALL = (
-    "pip install the wheel for this Python and torch from "
-    f"{WHEELS}, such as nunchaku-1.2.1+cu12.8torch2.10-cp311-cp311-linux_x86_64.whl"
-)
+VERSION = "1.2.1"
+WHEELS = f"https://github.com/nunchaku-ai/nunchaku/releases/download/v{VERSION}"
+INSTALL_LITE = "pip install git+https://github.com/rootonchair/nunchaku_lite (compiles; needs CUDA's nvcc)"
 INSTALL_TORCH = "Install torch 2.10 as a build for CUDA 12.8: docs/operators.md has the exact lines"
 BITSANDBYTES = "pip install bitsandbytes"
 
-# What nunchaku 1.2.1 has wheels for, and the oldest torch of nunchaku_lite, which is compiled where it is installed.
+# What this version has wheels for, as tuples of numbers; nunchaku_lite is compiled for the torch that is there.
 OLDEST_TORCH, NEWEST_TORCH = (2, 8), (2, 10)
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
-OLDEST_TORCH_FOR_LITE = (2, 7)
-OLDEST_CUDA = (12, 8)
 
-# Compute capabilities: check_hardware_compatibility in nunchaku's utils.py, and nunchaku_lite's core.py.
+# Compute capabilities: check_hardware_compatibility in nunchaku's utils.py, and nunchaku_lite's core.py. Both take
+# Turing, too; but AWQW4A16Linear.from_linear makes Qwen-Image's modulation in bfloat16 whatever is asked for, and users
+# tell of an aborted process on float16, and of black pictures (nunchaku's issues 801, 882 and 910).
 INT4 = frozenset({80, 86, 89})
 TURING = 75
 HOPPER = 90
@@ -89,7 +86,7 @@ def _gpu_problem(gpu: Gpu | None, machine: Machine, settings: EngineSettings) ->
     if gpu.sm == TURING:
         return Problem(
             "GPU",
-            f"{found}has no bfloat16, in which Qwen-Image's text encoder and the checkpoints' branches are calculated",
+            f"{found}has no bfloat16, and nunchaku's layers for Qwen-Image are not made for float16",
             "Use a GPU of the Ampere or Ada generation, such as an A10G or L4",
         )
     if gpu.sm in FP4:
@@ -106,26 +103,37 @@ def _gpu_problem(gpu: Gpu | None, machine: Machine, settings: EngineSettings) ->
 def _package(machine: Machine, settings: EngineSettings) -> Iterator[Problem]:
     """What keeps the checkpoints from being loaded by one of both packages."""
     package = loader(machine, settings)
+    if package == "nunchaku" and (other := _built_for_another_torch(machine)):
+        yield Problem("nunchaku", other, _install(machine))
     if package is not None:
-        if package == "nunchaku" and (other := _built_for_another_torch(machine)):
-            yield Problem("nunchaku", other, INSTALL[0].upper() + INSTALL[1:])
         return
     if settings.nunchaku.loader == "nunchaku_lite":
-        yield Problem("nunchaku_lite", "not installed", f"pip install git+{LITE} (compiles; needs CUDA's nvcc)")
+        yield Problem("nunchaku_lite", "not installed", INSTALL_LITE)
         return
 
-    wrong = machine.nunchaku is not None
-    install = f"pip uninstall nunchaku, then {INSTALL}" if wrong else f"{INSTALL[0].upper()}{INSTALL[1:]}"
-    no_wheel = _without_wheel(machine)
-    if no_wheel:
-        also = _numbers(machine.torch or "0") >= OLDEST_TORCH_FOR_LITE
-        install = f"{INSTALL_TORCH}, then {INSTALL}" if no_wheel.startswith("torch") else f"{no_wheel}: use 3.11"
-        if also and settings.nunchaku.loader == "auto":
-            install += f". Or, on this one: pip install git+{LITE} (compiles; needs CUDA's nvcc)"
-    found = "not installed; it is not on PyPI"
-    if wrong:
+    found, remedy = "not installed; it is not on PyPI", _install(machine)
+    if machine.nunchaku is not None:
         found = f"{machine.nunchaku} is the statistics package of that name on PyPI, not the inference engine"
-    yield Problem("nunchaku", f"{found}{f', and {no_wheel}' if no_wheel else ''}", install)
+        remedy = f"pip uninstall nunchaku, then {remedy}"
+    no_wheel = _without_wheel(machine)
+    if no_wheel and machine.cuda and settings.nunchaku.loader == "auto":
+        remedy += f". Or, with the versions that are here: {INSTALL_LITE}"
+    yield Problem("nunchaku", f"{found}{f'; {no_wheel}' if no_wheel else ''}", remedy)
+
+
+def _install(machine: Machine) -> str:
+    """The command that installs the wheel for this machine; first of all what it needs, where no wheel fits."""
+    torch = _numbers(machine.torch or "")
+    python = _numbers(machine.python)
+    before = ""
+    if not OLDEST_TORCH <= torch <= NEWEST_TORCH:
+        torch, before = NEWEST_TORCH, "torch 2.10 (docs/operators.md), then "
+    if not OLDEST_PYTHON <= python <= NEWEST_PYTHON:
+        python, before = (3, 11), f"use Python 3.11 with {before or 'the same torch, then '}"
+    cuda = "13.0" if (machine.cuda or "").startswith("13") else "12.8"
+    tag = "cp{}{}".format(*python)
+    wheel = f"nunchaku-{VERSION}+cu{cuda}torch{torch[0]}.{torch[1]}-{tag}-{tag}-linux_x86_64.whl"
+    return f'{before}pip install "{WHEELS}/{wheel}"'
 
 
 def _built_for_another_torch(machine: Machine) -> str:
@@ -139,9 +147,9 @@ def _built_for_another_torch(machine: Machine) -> str:
 def _without_wheel(machine: Machine) -> str:
     """Why no wheel fits this machine, in words; empty when one does."""
     if machine.torch and not OLDEST_TORCH <= _numbers(machine.torch) <= NEWEST_TORCH:
-        return f"torch {machine.torch} has no wheel: those are for torch 2.8 to 2.10"
+        return f"there is no wheel for torch {machine.torch}, only for 2.8 to 2.10"
     if not OLDEST_PYTHON <= _numbers(machine.python) <= NEWEST_PYTHON:
-        return f"Python {machine.python} has no wheel: those are for Python 3.10 to 3.13"
+        return f"there is no wheel for Python {machine.python}, only for 3.10 to 3.13"
     return ""
 
 
@@ -154,7 +162,7 @@ def _memory(machine: Machine, settings: EngineSettings, sizes: Sizes) -> Iterato
         yield Problem(
             "nunchaku_lite",
             "cannot keep blocks in main memory, and this GPU has too little memory for all",
-            INSTALL,
+            _install(machine),
         )
     yield from plan.problems
 

@@ -75,7 +75,8 @@ async def test_a_saved_pipeline_makes_the_same_picture_in_a_child(
     bare = QwenImagePipeline.from_pretrained(saved, dtype=torch.float32)
     assert made.pixels == picture(QwenBackend(bare, info.model, CPU, torch.float32))
     said = [record.getMessage() for record in caplog.records if record.name == "tenkaigen.engine"]
-    assert said[0] == f"Model fox is ready on cpu (float32) after {info.load_ms / 1000:.1f} s"
+    assert said[0].startswith(f"Model fox is ready on cpu (float32) after {info.load_ms / 1000:.1f} s: files ")
+    assert list(info.stages_ms) == ["files", "weights", "place"]  # on a GPU also a picture
     assert all("Prompts encoded in " in line for line in said[1:])
     assert (info.model.name, info.model.revision, info.model.demo) == ("fox", None, False)
     assert (info.model.default_width, info.model.default_height) == (1024, 1024)

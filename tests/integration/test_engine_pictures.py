@@ -155,13 +155,13 @@ def test_the_reference_is_encoded_once_for_all_pictures_in_the_phase_encode(
     backend: QwenBackend, inputs: Inputs, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    encode = backend._pipe.vae.encode
+    encode = latents.encode
 
     def listen(*args: Any, **kwargs: Any) -> Any:
         told.append("the VAE encodes")
         return encode(*args, **kwargs)
 
-    monkeypatch.setattr(backend._pipe.vae, "encode", listen)
+    monkeypatch.setattr(latents, "encode", listen)
     run(backend, replace(recipe, seeds=(1, 2, 3)), inputs, report=lambda step: told.append(step.phase))
 
     assert told[:2] == ["the VAE encodes", "encode"]

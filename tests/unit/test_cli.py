@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tenkaigen_worker.cli import cli, doctor
-from tenkaigen_worker.config import Settings
+from tenkaigen_worker.cli import cli
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.errors import InputError
 from tenkaigen_worker.images import encode_png
@@ -100,10 +98,3 @@ def test_inspect_leaves_out_what_is_not_there(run: Run, tmp_path: Path) -> None:
     lines = [line.split(maxsplit=1) for line in run("inspect", "a.png").stdout.splitlines()]
     assert ["demo", "yes"] in [list(map(str.strip, line)) for line in lines]
     assert "revision" not in [name for name, *_ in lines]
-
-
-async def test_doctor_names_what_runs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch_says = json.dumps({"torch": "2.13.0", "cuda": None, "gpus": []})
-    monkeypatch.setattr(doctor, "ASK_TORCH", f"print({torch_says!r})")
-    _, gpu = [finding async for finding in doctor._torch(Settings())]
-    assert "engine.backend to tiny" in gpu.remedy

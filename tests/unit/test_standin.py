@@ -250,6 +250,21 @@ def test_a_small_number_of_tokens_is_padded_and_cut_again(quantised: Any) -> Non
     assert torch.equal(layer(x)[:, :7], layer(x[:, :7]))
 
 
+def test_tensors_that_a_kernel_would_misread_are_refused(quantised: Any) -> None:
+    layer, x = layers_of(quantised)["attn.to_out.0"], torch.randn(1, 4, 128).bfloat16()
+    up = layer.proj_up.data
+
+    layer.proj_up.data = up.T.contiguous().T
+    with pytest.raises(RuntimeError, match="lora_up is not contiguous"):
+        layer(x)
+    layer.proj_up.data = up.half()
+    with pytest.raises(RuntimeError, match="lora_up is torch"):
+        layer(x)
+    layer.proj_up.data = up[:, :16].contiguous()
+    with pytest.raises(RuntimeError, match="rank 16"):
+        layer(x)
+
+
 @pytest.fixture
 def mlp(quantised: Any) -> Any:
     return quantised.transformer_blocks[0].img_mlp

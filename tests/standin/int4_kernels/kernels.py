@@ -1,7 +1,8 @@
 """Nunchaku's three CUDA kernels of the Qwen-Image path, step by step in plain tensors, with their own signatures.
 
-The order of steps and the places where a number is rounded to 16 bits are the kernels'. What is not modelled: how a
-sum over 64 products is ordered, the order of activation codes in memory, and everything of NVFP4.
+The order of steps and the places where a number is rounded to 16 bits are the kernels'. Where a kernel asserts, which
+ends the whole process there, is a RuntimeError here. What is not modelled: how a sum over 64 products is ordered, the
+order of activation codes in memory, and everything of NVFP4.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def svdq_quantize_w4a4_act_fuse_lora_cuda(
     """
     if fuse_glu or fp4 or lora_down is None or smooth is None:
         raise NotImplementedError("the stand-in models INT4 with a low-rank branch and smoothing, without GLU")
+    _must_lie_flat(input.dtype, input=input, lora_down=lora_down, smooth=smooth)
     rows, channels = input.shape
     if lora_down.shape[0] != channels or lora_down.shape[1] % 16:
         raise RuntimeError(f"a branch of {tuple(lora_down.shape)} does not fit {channels} channels")
@@ -90,6 +92,8 @@ def svdq_gemm_w4a4_cuda(
     assert wscales is not None
     assert lora_act_in is not None
     assert lora_up is not None
+    _must_lie_flat(ascales.dtype, out=out, wscales=wscales, lora_up=lora_up, lora_down=lora_down, bias=bias)
+    _must_lie_flat(ascales.dtype, ascales=ascales, smooth_factor=smooth_factor)
     total = _multiplied(act, ascales, wgt, wscales, act_unsigned)
     if bias is not None:
         total = total + unpack_scales(bias)
@@ -124,8 +128,7 @@ def awq_gemv_w4a16_cuda(
     """Multiply up to eight 16-bit rows (m x k) with a 4-bit matrix (n x k) whose values are code * scale + zero."""
     if not 0 < m <= MAX_GEMV_ROWS or group_size != GROUP:
         raise RuntimeError(f"Assertion failed: m > 0 && m <= 8 (m = {m}, group_size = {group_size})")
-    if in_feats.dtype != scaling_factors.dtype:
-        raise RuntimeError(f"Assertion failed: activations are {in_feats.dtype}, scales {scaling_factors.dtype}")
+    _must_lie_flat(scaling_factors.dtype, in_feats=in_feats, scaling_factors=scaling_factors, zeros=zeros)
     codes = unpack_awq_codes(kernel).to(in_feats.dtype).reshape(n, k // GROUP, GROUP)
     weight = codes.float() * scaling_factors.T[..., None].float() + zeros.T[..., None].float()
     return (in_feats.float() @ weight.to(in_feats.dtype).reshape(n, k).float().T).to(in_feats.dtype)
@@ -137,7 +140,7 @@ def _quantised(values: Tensor, *, unsigned: bool) -> tuple[Tensor, Tensor]:
     groups = values.reshape(len(values), -1, GROUP)
     scales = groups.abs().amax(dim=-1).float() / highest
     codes = torch.nan_to_num(groups.float() / scales[..., None]).round().clamp(lowest, highest)
-    return pack_nibbles(codes.to(torch.int32).reshape(values.shape)), scales.T.to(values.dtype)
+    return pack_nibbles(codes.to(torch.int32).reshape(values.shape)), scales.T.to(values.dtype).contiguous()
 
 
 def _multiplied(act: Tensor, ascales: Tensor, wgt: Tensor, wscales: Tensor, act_unsigned: bool) -> Tensor:
@@ -161,6 +164,18 @@ def _with_branch(total: Tensor, act: Tensor, up: Tensor, scales: list[float] | N
     each = torch.tensor([1.0] * ceil(rank / 16) if scales is None else scales, device=act.device)
     halved = (act * each.repeat_interleave(16)).to(total.dtype)
     return (total.float() + halved.float() @ unpack_lowrank(up, down=False).float().T).to(total.dtype)
+
+
+def _must_lie_flat(dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    """The kernels read memory as it lies, without a look at strides and dtype: wrong ones give garbage, not an error.
+
+    Here they give an error.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise RuntimeError(f"{name} is not contiguous: its strides are {tensor.stride()}")
+        if tensor is not None and tensor.dtype != dtype:
+            raise RuntimeError(f"{name} is {tensor.dtype}, and what it meets is {dtype}")
 
 
 def _into(given: Tensor | None, values: Tensor) -> Tensor:

@@ -1,0 +1,50 @@
+"""Looking at this very machine in a process of its own, as doctor does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
+from tenkaigen_worker.engine import inspection
+from tenkaigen_worker.engine.inspection import find_sizes, inspect
+from tenkaigen_worker.engine.plan import Sizes, published
+from tenkaigen_worker.errors import EngineError
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> EngineSettings:
+    """A pipeline's folder without its transformer, and a checkpoint; no tensor is ever read."""
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImagePipeline"}))
+    for part, size in {"text_encoder": 300, "vae": 7}.items():
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").write_bytes(bytes(size))
+    checkpoint = tmp_path / "svdq-int4_r128.safetensors"
+    checkpoint.write_bytes(bytes(20))
+    return EngineSettings(
+        backend="nunchaku",
+        model=str(tmp_path),
+        checkpoints={"base": CheckpointSettings(file=str(tmp_path / "svdq-int4_r{rank}.safetensors"), rank=128)},
+    )
+
+
+async def test_the_machine_and_the_files_that_are_here(files: EngineSettings) -> None:
+    found = await inspect(files)
+    assert found.sizes == Sizes(20, 300, 7, measured=True)
+    assert found.machine.torch
+    assert found.machine.diffusers
+    assert 0 < found.machine.host_available_bytes <= found.machine.host_bytes
+
+
+async def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "MODULE", "tenkaigen_worker.engine.nowhere")
+    with pytest.raises(EngineError, match=r"could not be looked at: .*nowhere"):
+        await inspect(EngineSettings())
+
+
+def test_while_one_file_is_missing_all_sizes_are_as_published(files: EngineSettings, tmp_path: Path) -> None:
+    (tmp_path / "svdq-int4_r128.safetensors").unlink()
+    assert find_sizes(files) == published(files)
+    assert not find_sizes(files).measured
