@@ -10,6 +10,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -500,17 +501,21 @@ class TestWhatShips:
         drawn_with = {mode.checkpoint for mode in settings.generation.modes.values()}
         assert drawn_with == set(settings.engine.checkpoints)
 
-    def test_what_is_commented_out_for_the_a10g_is_a_mode(self) -> None:
+    def test_what_is_commented_out_for_the_a10g_can_be_put_in(self) -> None:
         text = (shipped("config") / "a10g.yaml").read_text(encoding="utf-8")
-        used, _, rest = text.partition("    lightning:\n")
-        _, _, kept = rest.partition("    lightning-8:\n")
-        (alternative,) = re.findall(r"^#(    lightning:\n(?:#      .*\n)+)", text, re.MULTILINE)
-        other = alternative.replace("\n#", "\n") + "    lightning-8:\n" + kept
+        settings = yaml.safe_load(text)
+        fragments = [
+            block.replace("#", "", 1).replace("\n#", "\n") for block in re.findall(r"(?:^#  .*\n)+", text, re.M)
+        ]
+        lora, edit_model, edit_checkpoint, edit_mode = map(yaml.safe_load, fragments)
+        settings["generation"]["modes"] |= lora | edit_mode
+        settings["engine"]["checkpoints"] |= edit_checkpoint
+        settings["engine"] |= edit_model
 
-        modes = load(write(used + other), {}).settings.generation.modes
+        modes = load(write(yaml.safe_dump(settings)), {}).settings.generation.modes
 
-        assert modes["lightning"].lora == "Lightning 4"
-        assert modes["lightning"].checkpoint == "base"
+        assert (modes["lightning"].lora, modes["lightning"].checkpoint) == ("Lightning 4", "base")
+        assert (modes["edit"].edit, modes["edit"].checkpoint) == (True, "edit")
 
     @pytest.mark.parametrize("name", ["constraints.txt", "constraints-a10g.txt"])
     def test_everything_we_require_is_pinned_within_its_range(self, name: str) -> None:
