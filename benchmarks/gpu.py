@@ -2,7 +2,7 @@
 
 The engine's own backend draws, in this process, and a bare diffusers loop draws on the same weights in turns with it.
 Every picture has a prompt of its own, so that each is encoded; the empty negative prompt is encoded once by ours, and
-for each picture by the bare loop. The first picture of each mode is drawn before, and is not counted.
+for each picture by the bare loop. A picture of few steps warms each mode up, and is not counted.
 
 With ``--random`` the model has its full size and random weights made on the device, so that nothing is downloaded:
 the time of a step and the memory are those of real weights in the same format, the pictures are noise. NF4 is not
@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tenkaigen_worker.recipe import Recipe
 
 PROMPT = "A cyberpunk samurai in the rain, neon lights, a crowded street at night, highly detailed, number {}"
 PHASES = ("load", "encode", "denoise", "decode")
+WARM_UP_STEPS = 2
 AIM = 1.03  # of the bare loop's time
 
 
@@ -117,14 +118,14 @@ def gpu(
     settings = load(settings_file).settings
     watch = Watch(gpu_models.meter(settings, weights, cap_gib))
     started = time.perf_counter()
-    with gpu_models.memory_errors("the model"):
+    with gpu_models.device_errors("the model"):
         backend = gpu_models.load(settings, weights, transformer, text_encoder)
     load_seconds = time.perf_counter() - started
     watch.over()
 
     samples = []
     for name, mode in track(list(modes(settings, weights)), "modes", transient=True):
-        with gpu_models.memory_errors(f"{name}, {side} x {side},"):
+        with gpu_models.device_errors(f"{name}, {side} x {side},"):
             samples.append(measure(backend, name, mode, side, pictures, watch))
 
     made = f", random weights ({transformer}, text encoder {text_encoder})" if weights == "random" else ""
@@ -159,12 +160,14 @@ def measure(backend: Any, name: str, mode: ModeSettings, side: int, pictures: in
     samples = Samples(name, mode.steps, mode.guidance_scale)
     for number in range(pictures + 1):
         recipe = make_recipe(backend, name, mode, side, number)
+        if number == 0:
+            recipe = replace(recipe, steps=min(WARM_UP_STEPS, mode.steps))
         watch.begin()
         started = time.perf_counter()
         picture = draw(backend, recipe, watch)
         taken = time.perf_counter() - started
         bare = timed_bare(backend, recipe)
-        if number == 0:  # it warms up
+        if number == 0:
             if "checkpoint" in picture.timings_ms:
                 samples.switch = picture.timings_ms["checkpoint"] / 1000
             continue

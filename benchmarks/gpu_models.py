@@ -40,16 +40,18 @@ def meter(settings: Settings, weights: str | None, cap_gib: float | None) -> Met
 
 
 @contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """Say in one line that something does not fit."""
+def device_errors(what: str) -> Iterator[None]:
+    """Say in one line that something does not fit, or that the device gave up."""
     import torch
 
-    from tenkaigen_worker.engine.backend import OutOfMemory
+    from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory
 
     try:
         yield
     except (torch.OutOfMemoryError, OutOfMemory) as error:
         raise TenkaigenError(f"{what} does not fit into memory: {str(error).partition('. ')[0]}") from None
+    except DeviceBroken as error:
+        raise TenkaigenError(f"{what}: {error}") from error
 
 
 def load(settings: Settings, weights: str | None, transformer: str, text_encoder: str) -> Any:

@@ -503,10 +503,9 @@ class TestWhatShips:
 
     def test_what_is_commented_out_for_the_a10g_can_be_put_in(self) -> None:
         text = (shipped("config") / "a10g.yaml").read_text(encoding="utf-8")
-        settings = yaml.safe_load(text)
-        fragments = [
-            block.replace("#", "", 1).replace("\n#", "\n") for block in re.findall(r"(?:^#  .*\n)+", text, re.M)
-        ]
+        settings, commented = yaml.safe_load(text), text.partition("# The other way")[2]
+        blocks = re.findall(r"(?:^#  .*\n)+", commented, re.MULTILINE)
+        fragments = [re.sub("^#", "", block, flags=re.MULTILINE) for block in blocks]
         lora, edit_model, edit_checkpoint, edit_mode = map(yaml.safe_load, fragments)
         settings["generation"]["modes"] |= lora | edit_mode
         settings["engine"]["checkpoints"] |= edit_checkpoint
