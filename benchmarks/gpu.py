@@ -137,7 +137,7 @@ def gpu(
     click.echo(str(Machine.here()))
     details = {
         "load_seconds": load_seconds,
-        "stages_ms": dict(getattr(backend, "stages_ms", {})),
+        "stages_ms": dict(backend.stages_ms),
         "modes": [asdict(one) for one in samples],
         "peak_bytes": watch.peaks,
     }

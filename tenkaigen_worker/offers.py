@@ -29,6 +29,16 @@ class Limits:
 
     max_pixels: int | None = None
 
+    def allow(self, pixels: int) -> bool:
+        """Whether a picture of so many pixels can be drawn."""
+        return self.max_pixels is None or pixels <= self.max_pixels
+
+    @classmethod
+    def widest(cls, limits: Sequence[Limits]) -> Limits:
+        """What at least one of several engines can draw."""
+        bounds = [one.max_pixels for one in limits if one.max_pixels is not None]
+        return cls(max(bounds)) if bounds and len(bounds) == len(limits) else cls()
+
 
 NO_LIMITS = Limits()
 
@@ -39,7 +49,7 @@ class Announcement:
 
     ``styles`` and ``templates`` map a name to its description, ``loras`` to its aliases. The first of ``modes`` is for
     jobs that ask for none. ``picture_ms`` maps a mode to the milliseconds that the engine needs for a picture, as far
-    as that is known.
+    as that is known. ``limits`` bound what it can draw.
     """
 
     worker_id: str
@@ -54,6 +64,7 @@ class Announcement:
     picture_ms: Mapping[str, float]
     loras: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = NO_LIMITS
 
 
 class Workers(Protocol):
@@ -96,7 +107,7 @@ class Line:
 class Offer:
     """What can be asked for: styles and templates with their descriptions, modes, LoRAs, and how fast all this is.
 
-    ``ready`` is how many workers take jobs now. The first mode is the default one.
+    ``ready`` is how many workers take jobs now. The first mode is the default one. ``limits`` are the widest.
     """
 
     styles: Mapping[str, str]
@@ -105,6 +116,7 @@ class Offer:
     ready: int
     loras: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = NO_LIMITS
 
     @classmethod
     def of(cls, announcements: Iterable[Announcement]) -> Offer:
@@ -114,9 +126,11 @@ class Offer:
         templates: dict[str, tuple[str, str]] = {}
         modes: dict[str, str] = {}
         times: dict[str, list[float]] = {}
+        limits: list[Limits] = []
         ready = 0
         for worker in announcements:
             ready += worker.state is WorkerState.READY
+            limits.append(worker.limits)
             for name, description in worker.styles.items():
                 styles.setdefault(fold(name), (name, description))
             for name, aliases in worker.loras.items():
@@ -135,6 +149,7 @@ class Offer:
             ready,
             dict(loras.values()),
             dict(templates.values()),
+            Limits.widest(limits),
         )
 
     def seconds_until_done(self, line: Line) -> int | None:

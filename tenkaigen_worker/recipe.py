@@ -116,7 +116,10 @@ class Recipe:
 
 
 def warm_up(model: Model) -> Recipe:
-    """Resolve the smallest picture that uses every part of a model: it shows whether an engine works at all."""
+    """Resolve the smallest picture that uses every part of a model: it shows whether an engine works at all.
+
+    Two steps: the model's own scheduler divides by zero when it has only one.
+    """
     return Recipe(
         prompt="a grey square",
         negative_prompt="",
@@ -124,7 +127,7 @@ def warm_up(model: Model) -> Recipe:
         width=WARM_UP_SIDE,
         height=WARM_UP_SIDE,
         mode="",
-        steps=1,
+        steps=2,
         guidance_scale=1.0,
         scheduler=BASE_SCHEDULER,
         seeds=(0,),

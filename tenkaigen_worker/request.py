@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Va
 from tenkaigen_worker import request_rules as rules
 from tenkaigen_worker.errors import Code, FieldProblem, InputError
 from tenkaigen_worker.names import fold
-from tenkaigen_worker.offers import Announcement, Offer
+from tenkaigen_worker.offers import Announcement, Limits, Offer
 from tenkaigen_worker.plugin.types import AUTO, LoraUse
 from tenkaigen_worker.recipe import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SEEDS, SIDE_STEP
 from tenkaigen_worker.references.given import read_reference, read_strength
@@ -184,6 +185,21 @@ def read_request(fields: Mapping[str, Any], names: Names) -> Request:
     if not_yet:
         raise InputError("; ".join(map(str, not_yet)), code=Code.UNSUPPORTED, problems=not_yet)
     return request
+
+
+def check_size(width: int | None, height: int | None, limits: Limits, *, where: str) -> None:
+    """Raise :class:`~tenkaigen_worker.errors.InputError` when a picture of both sides, in pixels, is beyond the limits.
+
+    Sides that are not known yet pass. ``where`` says in words whose limits they are.
+    """
+    if width is None or height is None or limits.max_pixels is None or limits.allow(width * height):
+        return
+    side = math.isqrt(limits.max_pixels) // SIDE_STEP * SIDE_STEP
+    text = f"{width} x {height} is {width * height} pixels, and {where} at most {limits.max_pixels}"
+    fitting = limits.max_pixels // width // SIDE_STEP * SIDE_STEP
+    instead = f": with width {width} it may be {fitting}" if fitting >= MIN_SIDE else ""
+    problem = FieldProblem("height", f"{text}, such as {side} x {side}{instead}")
+    raise InputError(str(problem), code=Code.TOO_LARGE, problems=[problem])
 
 
 def _is_blank(value: object) -> bool:

@@ -9,11 +9,11 @@ from time import monotonic
 from typing import Any
 
 from tenkaigen_worker.config_generation import GenerationSettings
-from tenkaigen_worker.errors import InputError
+from tenkaigen_worker.errors import Code, InputError
 from tenkaigen_worker.names import fold
 from tenkaigen_worker.offers import NAMED, Offer, Workers
 from tenkaigen_worker.plugin.manager import STANDARD, Plugins
-from tenkaigen_worker.request import Names, Request, read_request
+from tenkaigen_worker.request import Names, Request, check_size, read_request
 
 # How old an answer about the workers may be, in seconds: not every request asks the database.
 KEPT_SECONDS = 2.0
@@ -52,18 +52,27 @@ class Offers:
     async def read_request(self, fields: Mapping[str, Any]) -> Request:
         """Check a request against the offer. A name that is not in it may be new: that is looked up before it is wrong.
 
+        So may be a worker with more memory.
+
         Raises :class:`~tenkaigen_worker.errors.InputError` as :func:`~tenkaigen_worker.request.read_request` does.
         """
-        offer = await self.now()
         try:
-            return read_request(fields, Names.of(offer))
+            return self._read(fields, await self.now())
         except InputError as error:
-            if not any(problem.field in NAMED for problem in error.problems):
+            if error.code is not Code.TOO_LARGE and not any(problem.field in NAMED for problem in error.problems):
                 raise
         self._kept_until = -inf
         self._plugins.refresh(at_once=True)
-        offer = await self.now()
-        return read_request(fields, Names.of(offer))
+        return self._read(fields, await self.now())
+
+    def _read(self, fields: Mapping[str, Any], offer: Offer) -> Request:
+        request = read_request(fields, Names.of(offer))
+        width, height = request.width, request.height
+        if request.reference is None and request.style is None and request.template is None:
+            # Else a side that is left open may come from there.
+            width, height = width or self._generation.default_width, height or self._generation.default_height
+        check_size(width, height, offer.limits, where="the workers that are live can draw")
+        return request
 
     async def styles(self) -> Mapping[str, str]:
         """Every style with its description: Standard first, the others by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from http import HTTPStatus
 from uuid import UUID
 
@@ -76,6 +77,7 @@ async def get_offer(request: web.Request) -> web.Response:
         "modes": list(offer.modes),
         "loras": [{"name": name, "aliases": list(aliases)} for name, aliases in offer.loras.items()],
         "templates": _described(offer.templates),
+        "limits": asdict(offer.limits),
     }
     return web.json_response(body, headers=_NEVER_KEPT)
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "styles": ("styles", "List the styles, check a style's file, draw all of them."),
     "templates": ("styles", "List the prompt templates."),
     "loras": ("loras", "List, add, check and prune LoRAs."),
+    "models": ("models", "Fetch, list and check the model files."),
     "inspect": ("inspect", "Print the recipe inside a PNG."),
 }
 

@@ -74,7 +74,7 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
         progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
         bar = progress.add_task("Loading the model", total=None)
         info = await engine.start()
-        job = await stack.enter_async_context(prepared(request, sources, info.model))
+        job = await stack.enter_async_context(prepared(request, sources, info))
         pictures = len(job.recipe.seeds)
 
         def show(step: Step) -> None:

@@ -45,7 +45,7 @@ async def make_sheet(
             bar = progress.add_task("Loading the model", total=None)
             info = await engine.start()
             for number, request in enumerate(requests):
-                async with prepared(request, sources, info.model) as job:
+                async with prepared(request, sources, info) as job:
                     style = job.recipe.style
                     text = f"{style}, {number + 1} of {len(requests)}"
 

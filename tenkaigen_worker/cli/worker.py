@@ -100,9 +100,9 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
                 depth=submissions.depth,
             )
             await stack.enter_async_context(endpoint)
-        model = (await engine.start()).model
-        sources.check_default_mode(model.base)
-        announcer = Announcer(worker_id, model, tools, worker.problems)
+        loaded = await engine.start()
+        sources.check_default_mode(loaded.model.base)
+        announcer = Announcer(worker_id, loaded, tools, worker.problems)
 
         wakeups = Wakeups(settings.database, dsn, pool, on_jobs=worker.work_may_wait, on_cancel=worker.cancel_may_wait)
         await stack.enter_async_context(wakeups)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import asyncpg
 
 from tenkaigen_worker.database.faults import database_faults
 from tenkaigen_worker.database.queries import load_queries
-from tenkaigen_worker.offers import Announcement, WorkerState
+from tenkaigen_worker.offers import Announcement, Limits, WorkerState
 
 QUERIES = load_queries("workers.sql")
 
@@ -36,6 +37,7 @@ class PostgresWorkers:
                 dict(announcement.picture_ms),
                 dict(announcement.loras),
                 dict(announcement.templates),
+                asdict(announcement.limits),
             )
             await self._pool.execute(QUERIES["forget"])
 
@@ -62,6 +64,7 @@ class PostgresWorkers:
                 picture_ms=row["picture_ms"],
                 loras={name: tuple(aliases) for name, aliases in row["loras"].items()},
                 templates=row["templates"],
+                limits=Limits(row["limits"].get("max_pixels")),
             )
             for row in rows
         ]

@@ -3,7 +3,8 @@
 A LoRA (low-rank adaptation, Hu et al. 2021) makes a linear layer's ``Wx`` into ``Wx + weight * B(Ax)``. Here forward
 hooks add the second term. Neither weights nor modules are touched, so whatever ends a run, taking the hooks away leaves
 the model as it was, to the bit. The sum is PEFT's, in the same order; but PEFT puts a module of its own around each of
-Qwen-Image's 840 layers, which takes seconds for every LoRA, and hooks take milliseconds.
+Qwen-Image's 840 layers, which takes seconds for every LoRA, and hooks take milliseconds. Layers of 4 bits have a
+low-rank branch of their own, and a LoRA is appended there (:mod:`.branches`) until their own parameters are put back.
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import QwenImagePipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.nn.functional import linear
 
+from tenkaigen_worker.engine.branches import MAX_RANK, Addition, Fragments, appended
+from tenkaigen_worker.engine.layers import CLOSED, Layer, LowRank, find_layers
 from tenkaigen_worker.errors import Code, EngineError, FieldProblem, InputError
 from tenkaigen_worker.recipe import AppliedLora
 
@@ -37,38 +37,18 @@ _PREFIXES = ("transformer.", "diffusion_model.", "lora_unet_")
 _DORA = "dora_scale"  # diffusers would leave it out with nothing but a warning
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """What a LoRA adds to one layer: ``down`` (A) is rank x in, ``up`` (B) is out x rank, with its alpha."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.down.nbytes + self.up.nbytes
-
-    def hook(self, weight: float) -> Callable[..., torch.Tensor]:
-        """Make the forward hook that adds this to a layer's output."""
-
-        def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            return output + linear(linear(inputs[0].to(self.down), self.down), self.up) * weight
-
-        return add
-
-
-Layers = Mapping[str, LowRank]
+Kept = Mapping[str, LowRank | Fragments]
 
 
 class Adapters:
     """Applies LoRAs to one transformer, and keeps those used last on its device, up to ``keep_bytes``."""
 
     def __init__(self, transformer: torch.nn.Module, device: torch.device, dtype: torch.dtype, keep_bytes: int) -> None:
-        self._targets = {name: module for name, module in transformer.named_modules() if _is_linear(module)}
+        self._transformer = transformer
         self._device = device
         self._dtype = dtype
         self._keep_bytes = keep_bytes
-        self._kept: OrderedDict[str, Layers] = OrderedDict()
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
 
     @contextmanager
     def applied(self, loras: Sequence[AppliedLora], files: Mapping[str, Path]) -> Iterator[int]:
@@ -78,38 +58,56 @@ class Adapters:
         for a file that is no LoRA of this model, and ``EngineError`` for one that is not there.
         """
         started = time.monotonic()
-        with ExitStack() as hooks:
-            for lora in loras:
-                if lora.weight == 0:
-                    continue
-                for target, low_rank in self._get(lora, files).items():
-                    handle = self._targets[target].register_forward_hook(low_rank.hook(lora.weight))
-                    hooks.callback(handle.remove)
+        with ExitStack() as undo:
+            if wanted := [lora for lora in loras if lora.weight != 0]:
+                self._apply(wanted, files, undo)
             taken = round((time.monotonic() - started) * 1000)
             if loras:
                 names = ", ".join(f"{lora.name} at {lora.weight:g}" for lora in loras)
                 log.info("LoRAs applied in %d ms: %s", taken, names, extra={"action": "lora_applied", "ms": taken})
             yield taken
 
+    def _apply(self, loras: Sequence[AppliedLora], files: Mapping[str, Path], undo: ExitStack) -> None:
+        # Found anew each time: whether blocks wait in main memory can change, and looking takes milliseconds.
+        layers = find_layers(self._transformer)
+        additions: dict[str, list[Addition]] = {}
+        for lora in loras:
+            for target, kept in self._get(lora, files, layers).items():
+                layer = layers[target]
+                if isinstance(kept, Fragments):
+                    additions.setdefault(layer.name, []).append(Addition(kept, lora.weight))
+                else:
+                    undo.callback(layer.module.register_forward_hook(kept.hook(lora.weight)).remove)
+
+        modules = {layer.name: layer.module for layer in layers.values()}
+        for name, more in additions.items():
+            rank = modules[name].proj_down.shape[1] + sum(addition.fragments.rank for addition in more)
+            if rank > MAX_RANK:
+                raise _too_much(loras, f"{name} would have rank {rank}, and at most {MAX_RANK} is possible")
+        for name, more in additions.items():
+            undo.enter_context(appended(modules[name], more))
+
     def forget(self) -> None:
         """Give back the memory of all that is kept."""
         self._kept.clear()
 
-    def _get(self, lora: AppliedLora, files: Mapping[str, Path]) -> Layers:
-        layers = self._kept.pop(lora.sha256, None)
-        if layers is None:
-            layers = {
-                target: LowRank(*(part.to(self._device, self._dtype) for part in (low_rank.down, low_rank.up)))
-                for target, low_rank in read_lora(lora, files.get(lora.sha256), self._targets).items()
+    def _get(self, lora: AppliedLora, files: Mapping[str, Path], layers: Mapping[str, Layer]) -> Kept:
+        kept = self._kept.pop(lora.sha256, None)
+        if kept is None:
+            kept = {
+                target: layers[target].keep(low_rank, self._device, self._dtype)
+                for target, low_rank in read_lora(lora, files.get(lora.sha256), layers).items()
             }
-        if _nbytes(layers) <= self._keep_bytes:
-            self._kept[lora.sha256] = layers
+        else:
+            _check_open(lora, kept, layers)
+        if _nbytes(kept) <= self._keep_bytes:
+            self._kept[lora.sha256] = kept
         while sum(map(_nbytes, self._kept.values())) > self._keep_bytes:
             self._kept.popitem(last=False)
-        return layers
+        return kept
 
 
-def read_lora(lora: AppliedLora, file: Path | None, targets: Mapping[str, torch.nn.Module]) -> dict[str, LowRank]:
+def read_lora(lora: AppliedLora, file: Path | None, targets: Mapping[str, Layer]) -> dict[str, LowRank]:
     """Read a LoRA's file and check that every part of it has its layer in the model, with the right shape.
 
     Understood are the formats of diffusers (``lora_A`` and ``lora_B``, with or without ``transformer.``), of kohya
@@ -132,7 +130,15 @@ def read_lora(lora: AppliedLora, file: Path | None, targets: Mapping[str, torch.
         raise _problem(lora, f"is incomplete: lora_A or lora_B is missing for {_some(halves)}")
     if misfits := [text for target, pair in parts.items() if (text := _misfit(target, pair, targets[target]))]:
         raise _problem(lora, f"was made for another model: {_some(misfits, '; ')}")
+    _check_open(lora, parts, targets)
     return {target: LowRank(down=pair["A"], up=pair["B"]) for target, pair in parts.items()}
+
+
+def _check_open(lora: AppliedLora, targets: Iterable[str], layers: Mapping[str, Layer]) -> None:
+    """Refuse a LoRA when not every layer that it names can take it: the rest alone would be another LoRA."""
+    for way in CLOSED:
+        if closed := [target for target in targets if layers[target].way is way]:
+            raise _problem(lora, f"cannot be applied to this model: each of these {way.value}: {_some(closed)}")
 
 
 def _load(lora: AppliedLora, file: Path | None) -> dict[str, torch.Tensor]:
@@ -162,7 +168,7 @@ def _normalised(lora: AppliedLora, tensors: dict[str, torch.Tensor]) -> dict[str
     return converted
 
 
-def _misfit(target: str, pair: Mapping[str, torch.Tensor], layer: Any) -> str | None:
+def _misfit(target: str, pair: Mapping[str, torch.Tensor], layer: Layer) -> str | None:
     """Say how a target's shapes differ from its layer's."""
     down, up = tuple(pair["A"].shape), tuple(pair["B"].shape)
     if (
@@ -175,13 +181,8 @@ def _misfit(target: str, pair: Mapping[str, torch.Tensor], layer: Any) -> str | 
     return f"{text}, and the LoRA's parts are {_shape(down)} and {_shape(up)}"
 
 
-def _is_linear(module: Any) -> bool:
-    # Quantised layers hold their weights in other shapes, but still say what goes in and out.
-    return isinstance(module, torch.nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
-
-
-def _nbytes(layers: Layers) -> int:
-    return sum(low_rank.nbytes for low_rank in layers.values())
+def _nbytes(kept: Kept) -> int:
+    return sum(parts.nbytes for parts in kept.values())
 
 
 def _some(names: Sequence[str], separator: str = ", ") -> str:
@@ -195,3 +196,8 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _problem(lora: AppliedLora, text: str) -> InputError:
     return InputError.of([FieldProblem("loras", f"{lora.name} {text}")])
+
+
+def _too_much(loras: Sequence[AppliedLora], text: str) -> InputError:
+    names = ", ".join(lora.name for lora in loras)
+    return InputError.of([FieldProblem("loras", f"{names} cannot be applied together: {text}")])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.errors import Code, EngineError
+from tenkaigen_worker.offers import Limits
 from tenkaigen_worker.recipe import Model, Recipe
 
 INSTALL = 'pip install "tenkaigen-worker[inference]"'
@@ -30,7 +31,7 @@ class DeviceBroken(Exception):
 
 
 class Backend(Protocol):
-    """A loaded model. ``device`` and ``dtype`` in words."""
+    """A loaded model. ``device`` and ``dtype`` in words; ``stages_ms`` says what of its loading took how long."""
 
     @property
     def model(self) -> Model: ...
@@ -40,6 +41,12 @@ class Backend(Protocol):
 
     @property
     def dtype(self) -> str: ...
+
+    @property
+    def stages_ms(self) -> Mapping[str, int]: ...
+
+    @property
+    def limits(self) -> Limits: ...
 
     def pictures(
         self, recipe: Recipe, inputs: Inputs, *, first: int, lean: bool, report: Report, cancel: threading.Event
@@ -66,17 +73,20 @@ def load_backend(settings: EngineSettings, *, alive: Callable[[], None]) -> Back
                 from tenkaigen_worker.engine.tiny import load_tiny
             return load_tiny(settings)
         case "nunchaku":
-            raise EngineError(
-                Code.ENGINE_FAILED,
-                "engine.backend: nunchaku is not in this version yet; use engine.backend: diffusers with engine.model, "
-                "or engine.backend: tiny for the demo model",
-            )
-        case "auto" | "diffusers":
-            with inference_libraries(settings.backend):
-                from tenkaigen_worker.engine.loaders import check_auto, load_diffusers
-            if settings.backend == "auto":
-                check_auto()
+            with inference_libraries("nunchaku"):
+                from tenkaigen_worker.engine.int4 import load_nunchaku
+            return load_nunchaku(settings, alive=alive)
+        case "diffusers":
+            with inference_libraries("diffusers"):
+                from tenkaigen_worker.engine.loaders import load_diffusers
             return load_diffusers(settings, alive=alive)
+        case "auto":
+            with inference_libraries("auto"):
+                from tenkaigen_worker.engine.int4 import load_nunchaku, nunchaku_is_ready
+                from tenkaigen_worker.engine.loaders import check_auto, load_diffusers
+            check_auto()
+            load = load_nunchaku if nunchaku_is_ready(settings) else load_diffusers
+            return load(settings, alive=alive)
 
 
 @contextmanager

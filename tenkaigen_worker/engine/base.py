@@ -46,7 +46,8 @@ NO_INPUTS = Inputs()
 class Step:
     """One message of progress: picture ``index`` of the recipe has finished ``step`` of ``total`` denoising steps.
 
-    ``phase`` is ``encode``, ``denoise`` or ``decode``. ``count`` pictures, from ``index`` on, take this step together.
+    ``phase`` is ``encode``, ``denoise`` or ``decode``; or ``load``, where the recipe wants another checkpoint than the
+    one that is loaded. ``count`` pictures, from ``index`` on, take this step together.
     """
 
     phase: str

@@ -23,10 +23,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import ClassVar
 
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Report, Stopped
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
+from tenkaigen_worker.offers import NO_LIMITS
 from tenkaigen_worker.recipe import Model, Recipe
 
 STEP_SECONDS = 0.002
@@ -49,6 +51,8 @@ class BlankBackend:
     )
     device = "none"
     dtype = "uint8"
+    stages_ms: ClassVar[Mapping[str, int]] = {}
+    limits = NO_LIMITS
 
     def pictures(
         self, recipe: Recipe, inputs: Inputs, *, first: int, lean: bool, report: Report, cancel: threading.Event

@@ -183,7 +183,8 @@ def _load(settings: EngineSettings, channel: messages.BlockingChannel) -> Backen
         return None
 
     load_ms = round((time.monotonic() - started) * 1000)
-    channel.send(messages.Loaded(EngineInfo(backend.model, backend.device, backend.dtype, load_ms)))
+    stages, limits = backend.stages_ms, backend.limits
+    channel.send(messages.Loaded(EngineInfo(backend.model, backend.device, backend.dtype, load_ms, stages, limits)))
     return backend
 
 

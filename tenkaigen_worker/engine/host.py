@@ -94,7 +94,7 @@ class EngineProcess:
         finally:
             # The consumer went away in the middle: it does not wait until the child has noticed.
             if not over and child.info is not None:
-                self._settling = asyncio.create_task(self._settle(child, run), name="engine settle")
+                self._settling = asyncio.create_task(self._settle(child, run, step), name="engine settle")
 
     async def stop(self) -> None:
         """Ask the child to end, and kill it if it has not within a few seconds; what it was doing is lost."""
@@ -129,14 +129,8 @@ class EngineProcess:
             raise
 
         info = child.info = message.info
-        log.info(
-            "Model %s is ready on %s (%s) after %.1f s",
-            info.model.name,
-            info.device,
-            info.dtype,
-            info.load_ms / 1000,
-            extra={"action": "engine_ready", "pid": child.pid, "backend": info.model.backend, "load_ms": info.load_ms},
-        )
+        extra = {"pid": child.pid, "backend": info.model.backend, "load_ms": info.load_ms, "stages_ms": info.stages_ms}
+        log.info("%s", _ready(info), extra={"action": "engine_ready", **extra})
         return info
 
     async def _get_ready(self) -> ChildProcess:
@@ -187,10 +181,11 @@ class EngineProcess:
             raise InputError(message.message, code=message.code)
         raise EngineError(message.code, message.message)
 
-    async def _settle(self, child: ChildProcess, run: int) -> None:
-        """Stop a run that nobody waits for any more."""
+    async def _settle(self, child: ChildProcess, run: int, step: Step) -> None:
+        """Stop a run that nobody waits for any more; ``step`` is the last that it reported."""
         silence = self._settings.silence
-        limit = max(silence.encode_seconds, silence.step_seconds, silence.decode_seconds)
+        now = silence_limit(step, silence)
+        limit = max(now, silence.encode_seconds, silence.step_seconds, silence.decode_seconds)
         child.send(Cancel(run))
         try:
             while isinstance(message := await self._next(child, limit, doing="step"), Progress | PictureReady):
@@ -210,11 +205,19 @@ class EngineProcess:
 
 def silence_limit(step: Step, limits: PhaseLimits) -> float:
     """How long the child may be silent after it reported ``step``, in seconds."""
+    if step.phase == "load":
+        return limits.load_seconds
     if step.phase == "encode" and step.step < step.total:
         return limits.encode_seconds
     if step.phase == "decode":
         return limits.decode_seconds
     return limits.step_seconds
+
+
+def _ready(info: EngineInfo) -> str:
+    text = f"Model {info.model.name} is ready on {info.device} ({info.dtype}) after {info.load_ms / 1000:.1f} s"
+    stages = ", ".join(f"{name} {ms / 1000:.1f} s" for name, ms in info.stages_ms.items())
+    return f"{text}: {stages}" if stages else text
 
 
 def _look_at(task: asyncio.Task[EngineInfo]) -> None:

@@ -20,6 +20,7 @@ from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.devices import Footprint, choose_device, choose_dtype, choose_offload, limit_threads
 from tenkaigen_worker.engine.lock import lock_device
 from tenkaigen_worker.engine.qwen import QwenBackend
+from tenkaigen_worker.engine.stages import Stages, make_warm
 from tenkaigen_worker.engine.weights import find_weights
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.recipe import Model
@@ -39,9 +40,9 @@ def check_auto() -> None:
 
 def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> QwenBackend:
     """Load the configured pipeline. Raises ``EngineError`` that says what is wrong with which setting."""
-    hide_diffusers_bars()
-    hide_transformers_bars()
+    quiet_libraries()
     limit_threads(settings)
+    stages = Stages(alive)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     if device.type == "cpu" and settings.offload in ("model", "sequential"):
@@ -49,20 +50,38 @@ def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> Qw
             Code.ENGINE_FAILED,
             f"engine.offload: {settings.offload} is for a CUDA GPU, but the device is the CPU; use auto or none",
         )
-    if device.type == "cuda":
-        gpu = torch.cuda.get_device_properties(device)
-        lock_device(f"gpu-{gpu.uuid}", name=f"{device} ({gpu.name})", owner=os.getppid())
+    lock_gpu(device)
 
-    weights = find_weights(settings, download=settings.backend != "auto", alive=alive)
-    with _load_errors(weights.folder, weights.name):
+    with stages("files"):
+        weights = find_weights(settings, download=settings.backend != "auto", alive=alive)
+    with stages("weights"), load_errors(weights.folder, weights.name):
         pipe = QwenImagePipeline.from_pretrained(
             weights.folder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
-    _place(pipe, device, settings)
+    with stages("place"):
+        _place(pipe, device, settings)
 
     side = pipe.default_sample_size * pipe.vae_scale_factor
     model = Model("diffusers", weights.name, weights.revision, default_width=side, default_height=side)
-    return QwenBackend(pipe, model, device, dtype, settings)
+    backend = QwenBackend(pipe, model, device, dtype, settings)
+    if device.type == "cuda":
+        with stages("warm_up"):
+            make_warm(backend, alive)
+    backend.stages_ms |= stages.ms
+    return backend
+
+
+def quiet_libraries() -> None:
+    """Show no progress bars: they would be lines of the log."""
+    hide_diffusers_bars()
+    hide_transformers_bars()
+
+
+def lock_gpu(device: torch.device) -> None:
+    """Take a GPU for this worker alone, for as long as this process lives; other devices are shared."""
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        lock_device(f"gpu-{gpu.uuid}", name=f"{device} ({gpu.name})", owner=os.getppid())
 
 
 def _place(pipe: Any, device: torch.device, settings: EngineSettings) -> None:
@@ -96,14 +115,19 @@ def footprint(pipe: Any) -> Footprint:
 
 
 @contextmanager
-def _load_errors(folder: Path, name: str) -> Iterator[None]:
+def load_errors(folder: Path, name: str) -> Iterator[None]:
+    """Turn what libraries raise over a model's files into an ``EngineError``."""
     try:
         yield
     except MemoryError as error:
         raise EngineError(Code.ENGINE_FAILED, f"the weights of {name} do not fit into this machine's memory") from error
+    except torch.OutOfMemoryError as error:
+        raise EngineError(Code.ENGINE_FAILED, f"the weights of {name} do not fit into the GPU's free memory") from error
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise EngineError(Code.ENGINE_FAILED, f"the disk is full while loading {name}") from error
+        if isinstance(error, RuntimeError) and "CUDA" in str(error):
+            raise  # the device's fault, not the files'
         cause = " ".join(str(error).split())[:300]
         raise EngineError(
             Code.ENGINE_FAILED,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,12 +16,15 @@ from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import latents
 from tenkaigen_worker.engine.adapters import Adapters
-from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory, Report, Stopped
+from tenkaigen_worker.engine.backend import OutOfMemory, Report, Stopped
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
+from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.devices import fitting_batch
+from tenkaigen_worker.engine.faults import device_errors, free_memory, synchronize
 from tenkaigen_worker.engine.prompts import MAX_PROMPT_TOKENS, PromptEncoder
 from tenkaigen_worker.engine.reference import Reference, read_reference
 from tenkaigen_worker.engine.schedulers import make_scheduler
+from tenkaigen_worker.offers import NO_LIMITS, Limits
 from tenkaigen_worker.recipe import Model, Recipe
 
 # Guidance needs a negative prompt; the model's authors use a single space for none.
@@ -58,21 +59,51 @@ class Run:
 
 
 class QwenBackend:
-    """A loaded ``QwenImagePipeline``, and its siblings that start from a picture; all share one set of weights."""
+    """A loaded ``QwenImagePipeline``, and its siblings that start from a picture; all share one set of weights.
+
+    With ``checkpoints`` the pipeline comes with the usual one's transformer, and gets another when a recipe says so.
+    ``tiles_above`` is how many pixels are decoded in one piece; ``limits`` is what the device can draw at all.
+    ``stages_ms`` is filled by whoever loads.
+    """
 
     def __init__(
-        self, pipe: Any, model: Model, device: torch.device, dtype: torch.dtype, settings: EngineSettings = DEFAULTS
+        self,
+        pipe: Any,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        settings: EngineSettings = DEFAULTS,
+        *,
+        checkpoints: Checkpoints | None = None,
+        tiles_above: int | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self._pipe = pipe
         self._base_scheduler = pipe.scheduler
         self._device = device
-        self._max_batch = settings.max_batch
+        self._dtype = dtype
+        self._settings = settings
+        self._checkpoints = checkpoints
+        self._tiles_above = tiles_above
         self._prompts = PromptEncoder(pipe, device, settings.prompt_cache_bytes)
-        self._adapters = Adapters(pipe.transformer, device, dtype, settings.lora_cache_bytes)
         self.model = model
         self.device = str(device)
         self.dtype = str(dtype).removeprefix("torch.")
+        self.limits = limits
+        self.stages_ms: dict[str, int] = {}
         pipe.set_progress_bar_config(disable=True)
+        self._hold(pipe.transformer)
+
+    def _hold(self, transformer: Any) -> None:
+        """Draw with this transformer from now on; whatever refers to the one before is let go."""
+        self._pipe.transformer = transformer
+        self._siblings: dict[type, Any] = {}
+        self._adapters = Adapters(
+            torch.nn.Module() if transformer is None else transformer,
+            self._device,
+            self._dtype,
+            self._settings.lora_cache_bytes,
+        )
 
     def pictures(
         self, recipe: Recipe, inputs: Inputs, *, first: int, lean: bool, report: Report, cancel: threading.Event
@@ -84,16 +115,29 @@ class QwenBackend:
         run = Run(recipe, report, cancel)
         run.go_on()
         reference = read_reference(recipe, inputs)
+        timings = self._choose_checkpoint(run, first)
         with (
-            self._device_errors(),
-            self._memory_for(lean=lean),
+            device_errors(self._device),
+            self._memory_for(recipe, lean=lean),
             self._adapters.applied(recipe.loras, inputs.loras) as lora_ms,
         ):
             started = time.monotonic()
             start = self._start(run, reference)
             report(Step("encode", first, 1, 1))
-            timings = {"encode": _milliseconds_since(started)} | ({"lora": lora_ms} if recipe.loras else {})
-            yield from self._draw(run, start, first, 1 if lean else self._max_batch, timings)
+            timings |= {"encode": _milliseconds_since(started)} | ({"lora": lora_ms} if recipe.loras else {})
+            yield from self._draw(run, start, first, 1 if lean else self._settings.max_batch, timings)
+
+    def _choose_checkpoint(self, run: Run, index: int) -> dict[str, int]:
+        """See to it that the recipe's transformer is the one that draws; answer what that took, if anything."""
+        if self._checkpoints is None or self._checkpoints.loaded(run.recipe.checkpoint):
+            return {}
+        run.report(Step("load", index, 0, 1))
+        self._hold(None)
+        transformer, taken = self._checkpoints.switch(run.recipe.checkpoint)
+        self._hold(transformer)
+        run.report(Step("encode", index, 0, 1))
+        run.go_on()
+        return {"checkpoint": taken}
 
     def _draw(self, run: Run, start: Start, index: int, most: int, timings: dict[str, int]) -> Iterator[Picture]:
         """Make the pictures from ``index`` on, at most ``most`` together; ``timings`` go with the first."""
@@ -102,7 +146,7 @@ class QwenBackend:
             began = time.monotonic()
             drawn = None
             try:
-                with self._device_errors():
+                with device_errors(self._device):
                     drawn = self._denoise(run, start, index, size)
             except OutOfMemory:
                 if size == 1:
@@ -110,7 +154,7 @@ class QwenBackend:
             if drawn is None:
                 # Not sooner: as long as the error is handled, its frames hold the tensors.
                 log.info("A batch of %d does not fit; going on one by one", size, extra={"action": "batch_too_large"})
-                self._free_memory()
+                free_memory(self._device)
                 most = 1
                 continue
 
@@ -126,11 +170,11 @@ class QwenBackend:
             run.go_on()
             picture = latents.encode(self._pipe.vae, reference.pixels(), self._device)
             arguments |= {"image": picture, "strength": reference.strength}
-            pipe = self._image_to_image
+            pipe = self._sibling(QwenImageImg2ImgPipeline)
             if (mask := reference.mask_cells(self._pipe.vae_scale_factor)) is not None:
                 arguments |= {"mask_image": mask, "masked_image_latents": picture}
-                pipe = self._inpainting
-            self._synchronize()
+                pipe = self._sibling(QwenImageInpaintPipeline)
+            synchronize(self._device)
         return Start(pipe, arguments, reference)
 
     def _encode_prompts(self, run: Run) -> dict[str, Any]:
@@ -147,7 +191,7 @@ class QwenBackend:
             run.go_on()
             embedding = self._prompts.encode(text)
             arguments |= {f"{prefix}prompt_embeds": embedding.embeds, f"{prefix}prompt_embeds_mask": embedding.mask}
-        self._synchronize()
+        synchronize(self._device)
         log.info(
             "Prompts encoded in %d ms, %d of %d from the cache",
             _milliseconds_since(started),
@@ -163,7 +207,7 @@ class QwenBackend:
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             # Kernels are queued: without this, progress and cancel would run ahead of the GPU.
-            self._synchronize()
+            synchronize(self._device)
             run.go_on()
             run.report(Step("denoise", index, step + 1, pipe.num_timesteps, size))
             return {}
@@ -208,58 +252,28 @@ class QwenBackend:
         tokens = recipe.width * recipe.height // 256 + start.arguments["prompt_embeds"].shape[1]
         return fitting_batch(most, tokens, self._pipe.transformer, self._device)
 
-    @cached_property
-    def _image_to_image(self) -> Any:
-        return self._sibling(QwenImageImg2ImgPipeline)
-
-    @cached_property
-    def _inpainting(self) -> Any:
-        return self._sibling(QwenImageInpaintPipeline)
-
     def _sibling(self, kind: Any) -> Any:
-        """Make the pipeline of another kind over the same weights."""
-        pipe = kind(**self._pipe.components)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-    def _free_memory(self) -> None:
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Make the pipeline of another kind over the same weights, once."""
+        if kind not in self._siblings:
+            self._siblings[kind] = kind(**self._pipe.components)
+            self._siblings[kind].set_progress_bar_config(disable=True)
+        return self._siblings[kind]
 
     @contextmanager
-    def _memory_for(self, *, lean: bool) -> Iterator[None]:
-        """Decode in tiles while ``lean``; in the end leave no part of an offloaded model on the GPU."""
+    def _memory_for(self, recipe: Recipe, *, lean: bool) -> Iterator[None]:
+        """Decode in tiles while ``lean`` or large; in the end leave no part of an offloaded model on the GPU."""
+        tiles = lean or (self._tiles_above is not None and recipe.width * recipe.height > self._tiles_above)
         if lean:
             self._adapters.forget()
-            self._free_memory()
+            free_memory(self._device)
+        if tiles:
             self._pipe.vae.enable_tiling()
         try:
             yield
         finally:
             self._pipe.maybe_free_model_hooks()
-            if lean:
+            if tiles:
                 self._pipe.vae.disable_tiling()
-
-    @contextmanager
-    def _device_errors(self) -> Iterator[None]:
-        """Tell apart what a smaller run, or only a new process, can help."""
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory(str(error)) from None
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):
-                raise OutOfMemory(str(error)) from None
-            # Drivers and libraries have a wording each, and a context in doubt may spoil pictures: a reload is cheaper.
-            if self._device.type == "cuda":
-                first_line = str(error).partition("\n")[0]
-                raise DeviceBroken(f"{self.device} failed and needs a new process: {first_line}") from error
-            raise
 
 
 def to_rgb_bytes(image: torch.Tensor) -> bytes:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from time import monotonic
 
 from tenkaigen_worker import __version__
+from tenkaigen_worker.engine.base import EngineInfo
 from tenkaigen_worker.errors import DatabaseError
 from tenkaigen_worker.offers import Announcement, WorkerState
-from tenkaigen_worker.recipe import Model
 from tenkaigen_worker.worker.tools import Tools
 
 log = logging.getLogger("tenkaigen.worker")
@@ -36,13 +36,13 @@ class Announcer:
     def __init__(
         self,
         worker_id: str,
-        model: Model,
+        engine: EngineInfo,
         tools: Tools,
         problems: Callable[[], Sequence[str]],
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._worker_id = worker_id
-        self._model = model
+        self._engine = engine
         self._tools = tools
         self._problems = problems
         self._clock = clock
@@ -78,20 +78,21 @@ class Announcer:
         return True
 
     def _describe(self) -> Announcement:
-        sources, base = self._tools.sources, self._model.base
+        sources, model = self._tools.sources, self._engine.model
         return Announcement(
             worker_id=self._worker_id,
             host=socket.gethostname(),
             version=__version__,
-            backend=self._model.backend,
-            model=self._model.name,
-            demo=self._model.demo,
+            backend=model.backend,
+            model=model.name,
+            demo=model.demo,
             state=WorkerState.UNREADY if self._problems() else WorkerState.READY,
             styles={style.name: style.description for style in self._tools.plugins.styles},
-            modes=sources.usable_modes(base),
+            modes=sources.usable_modes(model.base),
             picture_ms=self._tools.pace.picture_ms,
-            loras=sources.usable_loras(base),
+            loras=sources.usable_loras(model.base),
             templates=sources.templates,
+            limits=self._engine.limits,
         )
 
     async def _leave(self) -> None:

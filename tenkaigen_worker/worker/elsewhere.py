@@ -9,28 +9,30 @@ from tenkaigen_worker.jobs import Job
 from tenkaigen_worker.offers import NAMED
 from tenkaigen_worker.request import Names, read_request
 from tenkaigen_worker.worker.outcomes import persist
+from tenkaigen_worker.worker.prepare import BeyondLimits
 from tenkaigen_worker.worker.tools import Tools
 
 log = logging.getLogger("tenkaigen.worker")
 
 
 async def has_a_place(job: Job, error: JobError, tools: Tools) -> bool:
-    """Whether a job is wrong here only because of names that this worker lacks, and one that is live has them all.
+    """Whether a job cannot be made here for want of names or of memory, and a worker that is live has enough of both.
 
     While the database is away, this waits: without an answer a good job would fail.
     """
     if not isinstance(error, InputError) or not error.problems:
         return False
-    if not {problem.field for problem in error.problems} <= NAMED:
+    pixels = error.pixels if isinstance(error, BeyondLimits) else 0
+    if not pixels and not {problem.field for problem in error.problems} <= NAMED:
         return False
-    if _knows_all_names(job, tools):
+    if not pixels and _knows_all_names(job, tools):
         return False
     try:
         workers = await persist(job, tools.workers.live)
     except DatabaseError as refused:
         log.error("%s", refused, extra={"action": "workers_unknown", "job_id": job.id})
         return False
-    return any(_reads(job, Names.of(worker)) for worker in workers)
+    return any(worker.limits.allow(pixels) and _reads(job, Names.of(worker)) for worker in workers)
 
 
 def _knows_all_names(job: Job, tools: Tools) -> bool:

@@ -79,4 +79,5 @@ def _describe(engine: Engine) -> dict[str, object] | None:
         "dtype": info.dtype,
         "demo": info.model.demo,
         "load_ms": info.load_ms,
+        "stages_ms": dict(info.stages_ms),
     }

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from tenkaigen_worker.config import LoraSettings, Settings
 from tenkaigen_worker.config_generation import GenerationSettings
-from tenkaigen_worker.engine.base import Inputs
+from tenkaigen_worker.engine.base import EngineInfo, Inputs
 from tenkaigen_worker.errors import ConfigError, FieldProblem, InputError
 from tenkaigen_worker.jobs import Made
 from tenkaigen_worker.loras.cache import LoraCache
@@ -18,10 +18,10 @@ from tenkaigen_worker.loras.choose import choose, usable, why_not, with_trigger_
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.plugin.template_files import expand
 from tenkaigen_worker.plugin.types import PLACEHOLDER, Style
-from tenkaigen_worker.recipe import SEEDS, Model, Recipe, apply_style, choose_mode, resolve
+from tenkaigen_worker.recipe import SEEDS, Recipe, apply_style, choose_mode, resolve
 from tenkaigen_worker.references.fetch import Fetcher
 from tenkaigen_worker.references.resolve import Fitted, OwnJobs, References
-from tenkaigen_worker.request import Names, Request, every_spelling
+from tenkaigen_worker.request import Names, Request, check_size, every_spelling
 from tenkaigen_worker.storage.base import Storage
 
 
@@ -105,16 +105,25 @@ class Prepared:
     inputs: Inputs
 
 
+class BeyondLimits(InputError):
+    """A picture of ``pixels`` is more than this engine can draw; another one may have more memory."""
+
+    def __init__(self, error: InputError, pixels: int) -> None:
+        super().__init__(str(error), code=error.code, problems=error.problems)
+        self.pixels = pixels
+
+
 @asynccontextmanager
 async def prepared(
-    request: Request, sources: Sources, model: Model, *, user_id: UUID | None = None
+    request: Request, sources: Sources, engine: EngineInfo, *, user_id: UUID | None = None
 ) -> AsyncIterator[Prepared]:
     """Settle what a request left open, and hold the files that it needs while the block runs.
 
     Raises :class:`~tenkaigen_worker.errors.InputError` when something about it is wrong, when a plugin refuses it, or
-    when it does not fit the model; ``InfrastructureError`` for what may pass.
+    when it does not fit the model; :class:`BeyondLimits` when the picture is beyond what the engine can draw;
+    ``InfrastructureError`` for what may pass.
     """
-    plugins = sources.plugins
+    plugins, model = sources.plugins, engine.model
     words = _words(request, plugins)
     style = plugins.style(words.style, prompt=words.prompt)
     mode = choose_mode(request, style, sources.generation)
@@ -142,9 +151,17 @@ async def prepared(
             loras=[one.applied for one in loras],
             given=given,
         )
+        _check_limits(recipe, engine)
         files = await held.enter_async_context(sources.lora_files.hold([one.lora for one in loras]))
         inputs = Inputs(files, given.reference, given.mask) if given else Inputs(files)
         yield Prepared(recipe, inputs)
+
+
+def _check_limits(recipe: Recipe, engine: EngineInfo) -> None:
+    try:
+        check_size(recipe.width, recipe.height, engine.limits, where=f"{engine.device} has memory for")
+    except InputError as error:
+        raise BeyondLimits(error, recipe.width * recipe.height) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ async def _prepared(hand: JobInHand, tools: Tools) -> AsyncIterator[Prepared]:
         tools.sources.plugins.refresh(at_once=True)
         request = read_request(hand.job.columns, tools.sources.names)
     engine = await tools.engine.start()
-    async with prepared(request, tools.sources, engine.model, user_id=hand.job.user_id) as job:
+    async with prepared(request, tools.sources, engine, user_id=hand.job.user_id) as job:
         yield job
 
 

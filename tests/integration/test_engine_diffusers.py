@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from diffusers import QwenImagePipeline
 from huggingface_hub import constants
 
 from tenkaigen_worker.config_engine import EngineSettings
-from tenkaigen_worker.engine import weights
+from tenkaigen_worker.engine import pull
 from tenkaigen_worker.engine.backend import DeviceBroken, OutOfMemory
 from tenkaigen_worker.engine.base import NO_INPUTS, Step
 from tenkaigen_worker.engine.devices import GIB, Footprint, choose_device, choose_dtype, choose_offload
@@ -31,6 +29,7 @@ from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.tiny import build_pipeline
 from tenkaigen_worker.errors import EngineError
 from tenkaigen_worker.recipe import Model, Recipe
+from tests.unit.hub_server import COMMIT, Hub, serving
 
 RECIPE = Recipe("a red fox", "", "Standard", 64, 64, "quality", 2, 4.0, "base", (7,), "diffusers", "fox")
 CPU = torch.device("cpu")
@@ -161,64 +160,16 @@ def test_a_missing_folder_says_so(model: str) -> None:
 # The hub, played by a server of this machine.
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub's API does: for one saved pipeline, or with one kind of refusal."""
-
-    folder: Path
-    refusal: tuple[int, str] | None = None
-    asked: list[str]
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_HEAD(self) -> None:
-        self.answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self.answer(with_body=True)
-
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
-
-    def answer(self, *, with_body: bool) -> None:
-        path = self.path.partition("?")[0]
-        self.asked.append(path)
-        if self.refusal is not None:
-            return self.send(self.refusal[0], b"", {"X-Error-Code": self.refusal[1]}, with_body=with_body)
-        files = sorted(str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file())
-        if path.startswith("/api/models/acme/fox/tree/"):
-            tree = [
-                {"type": "file", "path": name, "size": (self.folder / name).stat().st_size, "oid": f"{number:040x}"}
-                for number, name in enumerate(files)
-            ]
-            return self.send(200, json.dumps(tree).encode(), {}, with_body=with_body)
-        if path.startswith("/api/models/acme/fox"):
-            siblings = [{"rfilename": name} for name in files]
-            info = {"_id": "1", "id": "acme/fox", "modelId": "acme/fox", "sha": self.commit, "siblings": siblings}
-            return self.send(200, json.dumps(info).encode(), {}, with_body=with_body)
-        name = path.split("/resolve/")[-1].partition("/")[2]
-        if name not in files:
-            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body=with_body)
-        headers = {"X-Repo-Commit": self.commit, "ETag": f'"{files.index(name):040x}"'}
-        return self.send(200, (self.folder / name).read_bytes(), headers, with_body=with_body)
-
-    def send(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-
 @pytest.fixture
-def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    handler = type("SomeHub", (Hub,), {"folder": saved, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    use_endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield handler
-    server.shutdown()
-    server.server_close()
+def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serving(Hub({"acme/fox": files_of(saved)})) as hub:
+        use_endpoint(monkeypatch, hub.origin)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield hub
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
@@ -227,14 +178,14 @@ def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def test_a_hub_model_is_downloaded_once_and_pinned_to_its_commit(
-    hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+    hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pulses: list[None] = []
     backend = load_diffusers(settings("acme/fox"), alive=lambda: pulses.append(None))
 
-    assert (backend.model.name, backend.model.revision) == ("acme/fox", hub.commit)
+    assert (backend.model.name, backend.model.revision) == ("acme/fox", COMMIT)
     assert pulses
-    assert picture(backend) == picture(load(hub.folder))
+    assert picture(backend) == picture(load(saved))
 
     # From here on the machine is cut off.
     use_endpoint(monkeypatch, "http://127.0.0.1:9")
@@ -252,23 +203,22 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("status", "error_code", "complaint"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_what_the_hub_refuses_is_said_plainly(hub: type[Hub], status: int, error_code: str, complaint: str) -> None:
+def test_what_the_hub_refuses_is_said_plainly(hub: Hub, status: int, error_code: str, complaint: str) -> None:
     hub.refusal = (status, error_code)
 
     with pytest.raises(EngineError, match=complaint):
         load("acme/fox", revision="v9")
 
 
-def test_nothing_large_is_downloaded_of_another_pipeline(hub: type[Hub], copy: Path) -> None:
-    (copy / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    hub.folder = copy
+def test_nothing_large_is_downloaded_of_another_pipeline(hub: Hub) -> None:
+    hub.repos["acme/fox"]["model_index.json"] = b'{"_class_name": "FluxPipeline"}'
 
     with pytest.raises(EngineError, match="acme/fox is a FluxPipeline"):
         load("acme/fox")
     assert not any("safetensors" in path for path in hub.asked)
 
 
-def test_an_unreachable_hub_says_so(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits between its tries
     use_endpoint(monkeypatch, "http://127.0.0.1:9")
 
@@ -276,24 +226,24 @@ def test_an_unreachable_hub_says_so(hub: type[Hub], monkeypatch: pytest.MonkeyPa
         load("acme/fox")
 
 
-def test_offline_says_so(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     with pytest.raises(EngineError, match="not on this machine, and HF_HUB_OFFLINE is set"):
         load("acme/fox")
 
 
-def test_a_full_disk_says_so(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "snapshot_download", full)
+    monkeypatch.setattr(pull, "http_get", full)
 
     with pytest.raises(EngineError, match=r"the disk is full: acme/fox does not fit into .*cache"):
         load("acme/fox")
 
 
-def test_auto_never_downloads(hub: type[Hub]) -> None:
+def test_auto_never_downloads(hub: Hub) -> None:
     with pytest.raises(EngineError, match=r"engine\.backend: auto does not download.*engine\.backend: tiny"):
         load("acme/fox", backend="auto")
     assert hub.asked == []

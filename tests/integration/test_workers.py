@@ -15,7 +15,7 @@ from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.workers import PostgresWorkers
 from tenkaigen_worker.errors import DatabaseError
 from tenkaigen_worker.jobs import Progress
-from tenkaigen_worker.offers import Announcement, Line, Work, WorkerState
+from tenkaigen_worker.offers import Announcement, Limits, Line, Work, WorkerState
 from tests.unit.examples import WORKER
 
 OTHER = replace(WORKER, worker_id="gpu-2", picture_ms={})
@@ -51,6 +51,7 @@ async def test_what_was_announced_is_read_back(workers: PostgresWorkers) -> None
         picture_ms={},
         loras={},
         templates={"Becher": "rundum"},
+        limits=Limits(1024 * 1024),
     )
     await workers.announce(changed)
     assert await workers.live() == [changed, OTHER]

@@ -9,15 +9,17 @@ from typing import Any, cast
 import pytest
 
 from tenkaigen_worker import __version__
+from tenkaigen_worker.engine.base import EngineInfo
 from tenkaigen_worker.errors import DatabaseError
 from tenkaigen_worker.metrics import Metrics
-from tenkaigen_worker.offers import WorkerState
+from tenkaigen_worker.offers import Limits, WorkerState
 from tenkaigen_worker.recipe import Model
 from tenkaigen_worker.worker.announce import REPEAT_SECONDS, Announcer
 from tenkaigen_worker.worker.tools import Tools
 from tests.unit.examples import Clock, FakeWorkers, sources
 
 MODEL = Model("tiny", "tiny-qwen", None, 64, 64, demo=True)
+ENGINE = EngineInfo(MODEL, "cuda:0", "bfloat16", 100, limits=Limits(1024 * 1024))
 MODES = {"fast": {"steps": 4, "guidance_scale": 1}, "quality": {"steps": 50, "guidance_scale": 4}}
 
 
@@ -43,7 +45,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def announcer(tools: Tools, problems: list[str], clock: Clock) -> Announcer:
-    return Announcer("worker-1", MODEL, tools, lambda: problems, clock)
+    return Announcer("worker-1", ENGINE, tools, lambda: problems, clock)
 
 
 async def test_it_says_what_the_worker_is_and_can_make(announcer: Announcer, workers: FakeWorkers) -> None:
@@ -54,6 +56,7 @@ async def test_it_says_what_the_worker_is_and_can_make(announcer: Announcer, wor
     assert said.styles["Anime"] == "Vibrant colors, detailed shading"
     assert said.modes == ("quality", "fast")  # the default first
     assert said.picture_ms == {}
+    assert said.limits == Limits(1024 * 1024)
 
 
 async def test_it_speaks_when_something_changed_and_from_time_to_time(

@@ -22,11 +22,13 @@ from tenkaigen_worker.config import ApiSettings, PluginSettings, ReferenceSettin
 from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, LimitError, StorageError
 from tenkaigen_worker.jobs import JobView, Output, Status
-from tenkaigen_worker.offers import Line, Work
+from tenkaigen_worker.offers import Limits, Line, Work
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.references.uploads import Uploads
 from tenkaigen_worker.storage.local import LocalStorage
 from tests.unit.examples import NOW, QUEUED, WORKER, Clock, FakeWorkers
+
+REFERENCE = "upload:019dac38-5e55-74f3-8ac4-2ecd7f3d5ac2"
 
 
 class Table:
@@ -347,6 +349,7 @@ async def test_all_that_a_request_may_name_is_told_at_once(client: TestClient, w
         "modes": ["quality", "fast"],
         "loras": [{"name": "Ink", "aliases": ["Edo"]}],
         "templates": [{"name": "Sticker", "description": "Die-cut"}],
+        "limits": {"max_pixels": None},
     }
 
 
@@ -379,6 +382,38 @@ async def test_a_style_of_this_moment_is_looked_up_before_it_is_refused(
     await client.get("/api/styles")
     workers.rows = [replace(WORKER, styles={"Ukiyo-e": ""})]
     assert (await client.post("/api/generate", json={"prompt": "A fox", "style": "Ukiyo-e"})).status == 202
+
+
+async def test_a_picture_that_fits_no_worker_is_refused_with_the_limit(
+    client: TestClient, workers: FakeWorkers, table: Table
+) -> None:
+    workers.rows = [replace(WORKER, limits=Limits(1024 * 1024)), replace(WORKER, limits=Limits(512 * 512))]
+    asked = {"prompt": "A fox", "width": 1536, "height": 1024}
+    body = await problem(await client.post("/api/generate", json=asked), 400, "too_large")
+    text = (
+        "1536 x 1024 is 1572864 pixels, and the workers that are live can draw at most 1048576, such as 1024 x 1024: "
+        "with width 1536 it may be 672"
+    )
+    assert body["errors"] == [{"field": "height", "message": text}]
+    assert (await client.post("/api/generate", json={**asked, "height": 672})).status == 202
+    offer = await (await client.get("/api/offer")).json()
+    assert offer["limits"] == {"max_pixels": 1024 * 1024}
+    assert len(table.submitted) == 1
+
+    workers.rows = [WORKER]  # one with more memory came
+    assert (await client.post("/api/generate", json=asked)).status == 202
+
+
+@pytest.mark.parametrize(("more", "status"), [({}, 400), ({"style": "Anime"}, 202), ({"reference": REFERENCE}, 202)])
+async def test_a_default_side_counts_where_nothing_else_may_say_it(
+    parts: Parts, workers: FakeWorkers, more: dict[str, str], status: int
+) -> None:
+    workers.rows = [replace(WORKER, limits=Limits(512 * 512))]
+    generation = GenerationSettings(default_height=1024)
+    offers = Offers(workers, parts.plugins, generation)
+    async with TestClient(TestServer(make_app(replace(parts, offers=offers), ApiSettings()))) as client:
+        response = await client.post("/api/generate", json={"prompt": "A fox", "width": 512, **more})
+    assert response.status == status
 
 
 async def test_while_no_worker_is_live_a_style_dropped_in_this_very_second_is_found(

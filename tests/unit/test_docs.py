@@ -146,7 +146,7 @@ def test_every_section_of_the_settings_is_explained() -> None:
 
 @every_page
 def test_every_setting_that_is_named_exists(page: Path) -> None:
-    known = {key for key, _ in flatten(Settings())} | {("generation", "modes")}
+    known = {key for key, _ in flatten(Settings())} | {("engine", "checkpoints"), ("generation", "modes")}
     dotted = {".".join(key) for key in known} | {".".join(key[:1]) for key in known}
     sections = "|".join(name for name in Settings.model_fields if name != "state_dir")
     for code in inline(page.read_text(encoding="utf-8")):

@@ -455,17 +455,10 @@ async def test_a_child_that_breaks_the_protocol_is_killed(engine: EngineProcess)
     await assert_usable(engine)
 
 
-async def test_nunchaku_is_not_there_yet_and_says_so(make_engine: Callable[..., EngineProcess]) -> None:
-    engine = make_engine(backend="nunchaku")
-    with pytest.raises(EngineError, match=r"engine\.backend: nunchaku is not in this version"):
-        await engine.start()
-
-    assert psutil.Process().children() == []
-
-
 @pytest.mark.parametrize(
     ("step", "limit"),
     [
+        (Step("load", 0, 0, 1), "load_seconds"),
         (Step("encode", 0, 0, 1), "encode_seconds"),
         (Step("encode", 0, 1, 1), "step_seconds"),
         (Step("denoise", 0, 3, 4), "step_seconds"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tenkaigen_worker.offers import LINE_AT_MOST, Line, Offer, Work, WorkerState
+from tenkaigen_worker.offers import LINE_AT_MOST, Limits, Line, Offer, Work, WorkerState
 from tenkaigen_worker.request import Names
 from tests.unit.examples import WORKER
 
@@ -31,6 +31,13 @@ def test_what_several_workers_have_is_joined() -> None:
     assert offer.loras == {"Ink": ("Edo",), "Sumi": ()}
     assert offer.templates == {"Mug Wrap": "Around"}
     assert set(Names.of(offer).loras) == {"Ink", "Edo", "Sumi"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "joined"), [((100, 400), 400), ((400, None), None), ((400,), 400), ((None,), None), ((), None)]
+)
+def test_what_one_worker_has_memory_for_can_be_asked_for(limits: tuple[int | None, ...], joined: int | None) -> None:
+    assert Offer.of([replace(WORKER, limits=Limits(one)) for one in limits]).limits == Limits(joined)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tenkaigen_worker.config import ReferenceSettings
+from tenkaigen_worker.engine.base import EngineInfo
 from tenkaigen_worker.errors import ConfigError, InputError
 from tenkaigen_worker.plugin.types import Lora
 from tenkaigen_worker.recipe import Model
@@ -27,6 +28,7 @@ from tests.unit.lora_bytes import lora_bytes
 from tests.unit.pictures import encoded, gradient
 
 MODEL = Model("tiny", "tiny", None, 256, 256, default_steps=8, base="tiny")
+ENGINE = EngineInfo(MODEL, "cpu", "float32", 0)
 LIGHTNING = {"steps": 4, "guidance_scale": 1.0, "scheduler": "lightning", "max_steps": 8, "max_guidance_scale": 1.0}
 MODES = {"quality": {"steps": 50, "guidance_scale": 4.0}, "lightning": LIGHTNING}
 
@@ -78,7 +80,7 @@ def here(folder: Path, storage: LocalStorage) -> Sources:
 
 async def settle(here: Sources, **fields: Any) -> Prepared:
     request = read_request({"prompt": "a fox", **fields}, here.names)
-    async with prepared(request, here, MODEL) as job:
+    async with prepared(request, here, ENGINE) as job:
         return job
 
 
@@ -175,7 +177,7 @@ async def test_what_a_job_starts_from_is_there_as_long_as_it_is_needed(here: Sou
     reference = str((await uploads.keep(encoded(gradient(96, 64)), owner=None)).upload)
     mask = str((await uploads.keep(encoded(Image.new("L", (96, 64), "white")), owner=None)).upload)
     request = read_request({"prompt": "a fox", "reference": reference, "mask": mask}, here.names)
-    async with prepared(request, here, MODEL) as job:
+    async with prepared(request, here, ENGINE) as job:
         assert (job.recipe.width, job.recipe.height, job.recipe.strength) == (96, 64, 1.0)
         assert job.inputs.reference is not None
         assert job.inputs.mask is not None

@@ -19,7 +19,7 @@ from tenkaigen_worker.engine.base import NO_INPUTS, EngineInfo, Inputs, Picture,
 from tenkaigen_worker.errors import Code, DatabaseError, EngineError, StorageError
 from tenkaigen_worker.jobs import Completion, Failure, Heartbeat, Job, Lease, Progress, Status
 from tenkaigen_worker.metrics import Metrics
-from tenkaigen_worker.offers import Announcement
+from tenkaigen_worker.offers import Announcement, Limits
 from tenkaigen_worker.recipe import Model, Recipe
 from tenkaigen_worker.worker.in_hand import JobInHand
 from tenkaigen_worker.worker.outcomes import FOR_OTHERS
@@ -417,6 +417,27 @@ async def test_a_job_whose_names_another_worker_has_is_left_to_it(
         await run(job(**columns), tools)
     assert queue.outcomes == [("released", FOR_OTHERS)]
     assert [record.action for record in caplog.records] == ["job_elsewhere"]  # type: ignore[attr-defined]
+
+
+async def test_a_picture_beyond_its_limits_goes_to_a_worker_with_more_memory(
+    queue: FakeQueue, workers: FakeWorkers, engine: FakeEngine, tools: Tools
+) -> None:
+    engine.info = replace(engine.info, limits=Limits(64 * 64))
+    workers.rows = [replace(WORKER, limits=Limits(64 * 64)), replace(WORKER, limits=Limits(128 * 64))]
+    await run(job(width=128, height=64), tools)
+    assert queue.outcomes == [("released", FOR_OTHERS)]
+
+
+async def test_a_picture_beyond_all_limits_fails_before_the_engine_sees_it(
+    queue: FakeQueue, workers: FakeWorkers, engine: FakeEngine, tools: Tools
+) -> None:
+    engine.info = replace(engine.info, limits=Limits(64 * 64))
+    workers.rows = [replace(WORKER, limits=Limits(64 * 64)), replace(WORKER, limits=Limits(128 * 48))]
+    await run(job(width=128, height=64), tools)
+    ((kind, failure),) = queue.outcomes
+    assert (kind, failure.code) == ("failed", Code.TOO_LARGE)
+    assert failure.message == "height: 128 x 64 is 8192 pixels, and cpu has memory for at most 4096, such as 64 x 64"
+    assert not engine.working.is_set()
 
 
 @pytest.mark.parametrize(

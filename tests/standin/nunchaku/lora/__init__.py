@@ -1,0 +1,1 @@
+"""LoRAs. The wheel has none for Qwen-Image; its packing functions are Flux's."""

@@ -1,0 +1,1 @@
+"""Flux's LoRAs, of which the packing functions are of use elsewhere."""

@@ -1,0 +1,5 @@
+"""Models."""
+
+from .transformers import NunchakuQwenImageTransformer2DModel
+
+__all__ = ["NunchakuQwenImageTransformer2DModel"]

@@ -1,0 +1,1 @@
+"""LoRAs, of which only the packed layout is here."""

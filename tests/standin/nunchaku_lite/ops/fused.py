@@ -1,0 +1,5 @@
+"""The fused MLP."""
+
+from int4_kernels.layers import fused_gelu_mlp
+
+__all__ = ["fused_gelu_mlp"]
