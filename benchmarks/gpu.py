@@ -147,7 +147,7 @@ def gpu(
 def modes(settings: Settings, weights: str | None) -> Iterator[tuple[str, ModeSettings]]:
     """Name the modes that can be measured, and say why another cannot."""
     for name, mode in settings.generation.modes.items():
-        if getattr(mode, "edit", False):
+        if mode.edit:
             click.echo(f"{name}: not measured, it edits pictures", err=True)
         elif mode.lora is not None and weights is None:
             click.echo(f"{name}: not measured, it needs the LoRA {mode.lora}", err=True)

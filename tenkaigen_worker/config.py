@@ -222,6 +222,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _edits_are_not_drawn_with_the_usual_checkpoint(self) -> Self:
+        if self.engine.backend != "nunchaku" or self.engine.edit_model is None:
+            return self
+        for name, mode in self.generation.modes.items():
+            if mode.edit and mode.checkpoint is None:
+                text = "should name the one of engine.checkpoints that was made for edits: the first one was not"
+                raise disagree(text, f"generation.modes.{name}.checkpoint", f"generation.modes.{name}.edit")
+        return self
+
+    @model_validator(mode="after")
     def _pictures_have_an_address(self) -> Self:
         if self.api.port == 0 and self.storage.local.public_url is None:
             raise disagree(

@@ -67,6 +67,8 @@ class EngineSettings(Section):
     backend: Literal["auto", "nunchaku", "diffusers", "tiny", "blank"] = "auto"
     model: Text = "Qwen/Qwen-Image"
     revision: Text | None = None
+    edit_model: Text | None = None
+    edit_revision: Text | None = None
     checkpoints: dict[ModeName, CheckpointSettings] = CHECKPOINTS
     nunchaku: NunchakuSettings = NunchakuSettings()
     device: Device = "auto"

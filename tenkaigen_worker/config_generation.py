@@ -14,7 +14,8 @@ class ModeSettings(Section):
     """A named way to run the model, and the bounds of what its jobs may ask for.
 
     ``lora`` is the name of the LoRA that a full model needs for it. ``checkpoint`` names one of ``engine.checkpoints``
-    that the backend ``nunchaku`` draws it with; ``None`` is the first of them.
+    that the backend ``nunchaku`` draws it with; ``None`` is the first of them. With ``edit`` its jobs give pictures,
+    and their prompt says what to change in them: that needs ``engine.edit_model``.
     """
 
     steps: Steps
@@ -22,6 +23,7 @@ class ModeSettings(Section):
     scheduler: Literal["base", "lightning"] = "base"
     lora: Text | None = None
     checkpoint: Text | None = None
+    edit: bool = False
     min_steps: Steps = 1
     max_steps: Steps = 100
     max_guidance_scale: GuidanceScale = 20

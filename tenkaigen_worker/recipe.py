@@ -12,7 +12,7 @@ from tenkaigen_worker.plugin.types import PLACEHOLDER, Prompt, Style
 
 if TYPE_CHECKING:  # the engine's process imports this module, and has no use for pydantic
     from tenkaigen_worker.config_generation import GenerationSettings, ModeSettings
-    from tenkaigen_worker.references.resolve import Fitted
+    from tenkaigen_worker.references.resolve import Edited, Fitted
     from tenkaigen_worker.request import Request
 
 SIDE_STEP = 16  # pixels; the model's own grid
@@ -39,7 +39,7 @@ class Model:
     ``default_steps`` is set by a model for which more steps make no sense, unless somebody asks for them. ``demo``
     marks an untrained one. ``base`` is the model whose LoRAs fit this one. ``checkpoints`` has the quantised
     transformers that it can draw with, the usual one first: their names in the configuration, and what recipes call
-    them.
+    them. ``edit_model`` and ``edit_revision`` are of the model that changes pictures as it is told to, if there is one.
     """
 
     backend: str
@@ -51,6 +51,8 @@ class Model:
     default_steps: int | None = None
     base: str = BASE_MODEL
     checkpoints: Mapping[str, str] = field(default_factory=dict)
+    edit_model: str | None = None
+    edit_revision: str | None = None
 
     def checkpoint(self, name: str | None) -> str | None:
         """What recipes call the checkpoint of this name, or the usual one; ``None`` for a model that has none."""
@@ -75,7 +77,8 @@ class Recipe:
     per picture. ``guidance_scale`` is diffusers' ``true_cfg_scale``; 1.0 means no guidance and one forward a step.
     ``checkpoint`` is the quantised transformer that it is drawn with, where the model has any.
     ``reference`` and ``mask`` are the SHA-256 (hex) of the files that were given; ``strength``, from 0 to 1, is how
-    much of the reference is drawn anew. ``demo`` marks pictures of a demonstration backend.
+    much of the reference is drawn anew. ``references`` are those of the pictures of an edit, in their order: the prompt
+    then says what to change. ``demo`` marks pictures of a demonstration backend.
     """
 
     prompt: str
@@ -96,12 +99,14 @@ class Recipe:
     reference: str | None = None
     mask: str | None = None
     strength: float | None = None
+    references: tuple[str, ...] = ()
     demo: bool = False
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
-        return {**asdict(self), "seeds": list(self.seeds), "loras": [asdict(lora) for lora in self.loras]}
+        loras = [asdict(lora) for lora in self.loras]
+        return {**asdict(self), "seeds": list(self.seeds), "loras": loras, "references": list(self.references)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
@@ -110,7 +115,8 @@ class Recipe:
             raise ValueError(f"not a recipe of version {VERSION}: its version is {data.get('version')!r}")
         try:
             loras = tuple(AppliedLora(**lora) for lora in data.get("loras", ()))
-            return cls(**{**data, "seeds": tuple(data["seeds"]), "loras": loras})
+            references = tuple(data.get("references", ()))
+            return cls(**{**data, "seeds": tuple(data["seeds"]), "loras": loras, "references": references})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a recipe of version {VERSION}: {error}") from error
 
@@ -158,8 +164,8 @@ def apply_style(style: Style, text: str, negative: str | None) -> Prompt:
 def choose_mode(request: Request, style: Style, generation: GenerationSettings) -> str:
     """The name of a job's mode: its own, else its style's, else the default one.
 
-    Raises :class:`~tenkaigen_worker.errors.InputError` when there is no such mode, or when the job asks for steps or
-    guidance beyond the mode's bounds.
+    Raises :class:`~tenkaigen_worker.errors.InputError` when there is no such mode, when the job asks for steps or
+    guidance beyond the mode's bounds, or gives pictures that it has no use for.
     """
     name = request.mode or generation.default_mode
     if request.mode is None and style.mode is not None:
@@ -168,7 +174,9 @@ def choose_mode(request: Request, style: Style, generation: GenerationSettings) 
             text = unknown("mode", style.mode, generation.mode_names)
             raise InputError.of([FieldProblem("style", f"the style {style.name} cannot be used here: {text}")])
         name = found
-    if problems := list(_beyond(name, generation.modes[name], request)):
+    mode = generation.modes[name]
+    pictures = _wrong_for_an_edit(name, request) if mode.edit else _only_for_edits(name, request, generation)
+    if problems := [*_beyond(name, mode, request), *pictures]:
         raise InputError.of(problems)
     return name
 
@@ -183,6 +191,22 @@ def _beyond(name: str, mode: ModeSettings, request: Request) -> Iterator[FieldPr
         yield FieldProblem("guidance_scale", f"must be {bounds} in the mode {name}, not {request.guidance_scale:g}")
 
 
+def _wrong_for_an_edit(name: str, request: Request) -> Iterator[FieldProblem]:
+    if request.reference is None:
+        yield FieldProblem("reference", f"is missing: the mode {name} changes a picture, so give one")
+    for field_name in ("mask", "strength"):
+        if getattr(request, field_name) is not None:
+            text = f"has no meaning in the mode {name}, where the prompt says what to change: leave it out"
+            yield FieldProblem(field_name, text)
+
+
+def _only_for_edits(name: str, request: Request, generation: GenerationSettings) -> Iterator[FieldProblem]:
+    if request.more_references is not None:
+        edits = ", ".join(other for other in generation.mode_names if generation.modes[other].edit)
+        advice = f"leave them out, or ask for the mode {edits}" if edits else "leave them out"
+        yield FieldProblem("more_references", f"cannot be used in the mode {name}, which takes one reference: {advice}")
+
+
 def resolve(
     request: Request,
     *,
@@ -193,19 +217,20 @@ def resolve(
     seed: int,
     loras: Sequence[AppliedLora] = (),
     given: Fitted | None = None,
+    edited: Edited | None = None,
 ) -> Recipe:
     """Settle everything a request left open.
 
     Its own word counts first, then its style's, its mode's, the settings', and the model's; a style's steps and
     guidance count within the mode's bounds. ``prompt`` has been through the style and the plugins. ``seed`` is taken
-    when none was asked for; further pictures get the seeds that follow it. ``given`` is what the job starts from, which
-    also says its size. Raises :class:`~tenkaigen_worker.errors.InputError` when one side was asked for that is too long
-    for the other side's default, and as :func:`choose_mode` does.
+    when none was asked for; further pictures get the seeds that follow it. ``given`` is what the job starts from and
+    ``edited`` what it changes, which also say its size. Raises :class:`~tenkaigen_worker.errors.InputError` when one
+    side was asked for that is too long for the other side's default, and as :func:`choose_mode` does.
     """
     name = choose_mode(request, style, generation)
     mode = generation.modes[name]
-    if given:
-        width, height = given.width, given.height
+    if pictures := given or edited:
+        width, height = pictures.width, pictures.height
     else:
         width = request.width or style.width or generation.default_width or model.default_width
         height = request.height or style.height or generation.default_height or model.default_height
@@ -225,13 +250,14 @@ def resolve(
         scheduler=mode.scheduler,
         seeds=tuple((first + index) % SEEDS for index in range(request.count)),
         backend=model.backend,
-        model=model.name,
-        revision=model.revision,
+        model=model.edit_model if edited and model.edit_model else model.name,
+        revision=model.edit_revision if edited else model.revision,
         checkpoint=model.checkpoint(mode.checkpoint),
         loras=tuple(loras),
         reference=given.reference_sha256 if given else None,
         mask=given.mask_sha256 if given else None,
         strength=_strength(request, given) if given else None,
+        references=edited.sha256 if edited else (),
         demo=model.demo,
     )
 

@@ -103,6 +103,17 @@ def _reference(value: object) -> str:
     return str(read_reference(rules.text(MAX_TEXT)(value)))
 
 
+def _more_references(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    _needs_reference(info)
+    listed = [value] if isinstance(value, str) and not value.lstrip().startswith("[") else rules.from_column(value, "[")
+    if not isinstance(listed, list | tuple):
+        raise ValueError(f'must be a list, such as ["upload:ID", "job:ID/0"], not {rules.shown(value)}')
+    if len(listed) > rules.MAX_MORE_REFERENCES:
+        most = rules.MAX_MORE_REFERENCES
+        raise ValueError(f"may have at most {most} pictures beside the one in reference; this has {len(listed)}")
+    return tuple(map(_reference, listed))
+
+
 def _mask(value: object, info: ValidationInfo) -> str:
     _needs_reference(info)
     return _reference(value)
@@ -147,6 +158,7 @@ class Request(BaseModel):
     loras: Annotated[tuple[LoraUse, ...], BeforeValidator(_loras)] | None = None
     franchise: Annotated[str, BeforeValidator(_franchise)] | None = None
     reference: Annotated[str, BeforeValidator(_reference)] | None = None
+    more_references: Annotated[tuple[str, ...], BeforeValidator(_more_references)] | None = None
     mask: Annotated[str, BeforeValidator(_mask)] | None = None
     strength: Annotated[float, BeforeValidator(_strength)] | None = None
     width: Annotated[int, BeforeValidator(_side)] | None = None

@@ -14,6 +14,7 @@ from tenkaigen_worker.plugin.types import LoraUse, check_characters
 MAX_TEXT = 4000  # characters
 MAX_JSON = 16_384  # bytes
 MAX_LORAS = 16  # as many as loras.max_per_job may say
+MAX_MORE_REFERENCES = 2  # with the first one, as many as the model for edits was trained on
 
 
 def shown(value: object) -> str:

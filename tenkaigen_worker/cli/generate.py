@@ -12,7 +12,7 @@ import click
 
 from tenkaigen_worker.cli.context import load_settings, run
 from tenkaigen_worker.cli.options import request_options
-from tenkaigen_worker.cli.pictures import files_among, keep_files
+from tenkaigen_worker.cli.pictures import files_among, keep_files, placed
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -59,7 +59,7 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
 
     check_writable(output)
     plugins = Plugins.load(settings.plugins)
-    files = files_among(fields)
+    asked, files = files_among(fields)
     async with AsyncExitStack() as stack:
         # What is given here is nobody's upload: it goes with the command.
         folder = stack.enter_context(TemporaryDirectory(prefix="tenkaigen-"))
@@ -67,7 +67,7 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
         sources = Sources.of(settings, plugins, storage, NoJobs())
         stack.push_async_callback(sources.lora_files.close)
         kept = await keep_files(files, Uploads(storage, settings.references))
-        request = read_request({**fields, **kept}, sources.names)
+        request = read_request(placed(asked, kept), sources.names)
 
         engine = EngineProcess(settings.engine)
         stack.push_async_callback(engine.stop)

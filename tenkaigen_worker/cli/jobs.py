@@ -12,7 +12,7 @@ import click
 
 from tenkaigen_worker.cli.context import load_settings, opened, run
 from tenkaigen_worker.cli.options import request_options
-from tenkaigen_worker.cli.pictures import files_among, keep_files
+from tenkaigen_worker.cli.pictures import GivenFile, files_among, keep_files, placed
 
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tenkaigen_worker.storage.local import LocalStorage
 
 APPLICATION = "tenkaigen jobs"
-# Stands for a file while the request is checked; it is uploaded when all is well.
-STAND_IN = "upload:00000000-0000-7000-8000-000000000000"
 
 
 def read_job_id(_ctx: click.Context, _parameter: click.Parameter, text: str) -> UUID:
@@ -57,14 +55,15 @@ def submit(
     Example:
       tenkaigen submit "A phoenix rising" --style Anime --wait
       tenkaigen submit "A fox" --reference fox.jpg --strength 0.5
+      tenkaigen submit "The fox in that coat" --mode edit --reference fox.jpg --reference coat.jpg
       tenkaigen submit "A fox" --template sticker --var mood=sleepy
       tenkaigen submit --file prompts.txt --style "Line Art" --output pictures
       echo "A lighthouse in a storm" | tenkaigen submit --file -
     """
     prompts = _prompts(prompt, file, needed=not fields["template"])
     settings = load_settings(ctx).settings
-    files = files_among(fields)
-    requests = _check(prompts, {**fields, **dict.fromkeys(files, STAND_IN)}, settings)
+    asked, files = files_among(fields)
+    requests = _check(prompts, asked, settings)
     all_well = run(
         _submit(settings, requests, files, wait=wait or output is not None, output=output),
         if_stopped="No longer waiting. What is queued goes on; tenkaigen cancel JOB_ID ends a job.",
@@ -162,7 +161,7 @@ async def _ask(
 
 
 async def _submit(
-    settings: Settings, requests: Sequence[Request], files: Mapping[str, Path], *, wait: bool, output: Path | None
+    settings: Settings, requests: Sequence[Request], files: Mapping[str, GivenFile], *, wait: bool, output: Path | None
 ) -> bool:
     from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.references.uploads import Uploads
@@ -173,7 +172,7 @@ async def _submit(
         submissions = Submissions(pool)
         jobs = []
         for request in requests:
-            job = await submissions.submit(request.columns() | kept)
+            job = await submissions.submit(placed(request.columns(), kept))
             jobs.append(job)
             if not wait:
                 click.echo(job.id)

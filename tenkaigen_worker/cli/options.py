@@ -55,8 +55,11 @@ _OPTIONS = (
     click.option("--franchise", metavar="NAME", help="A name or an alias of a LoRA."),
     click.option(
         "--reference",
+        "references",
         metavar="PICTURE",
-        help="A picture to start from: a file, an https URL, or of a queued job job:ID/INDEX.",
+        multiple=True,
+        help="A picture to start from: a file, an https URL, or of a queued job job:ID/INDEX. A mode for edits takes "
+        "up to three.",
     ),
     click.option("--mask", metavar="PICTURE", help="Beside a reference: what is white in it is drawn anew."),
     click.option("--strength", metavar="NUMBER", help="How far to go from the reference, above 0 to 1."),
@@ -64,7 +67,7 @@ _OPTIONS = (
 
 
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a request; their names are the request's fields."""
+    """Give a command the options of a request; their names are the request's fields, but for ``references``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

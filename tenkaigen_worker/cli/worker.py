@@ -101,7 +101,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
             )
             await stack.enter_async_context(endpoint)
         loaded = await engine.start()
-        sources.check_default_mode(loaded.model.base)
+        sources.check_modes(loaded.model)
         announcer = Announcer(worker_id, loaded, tools, worker.problems)
 
         wakeups = Wakeups(settings.database, dsn, pool, on_jobs=worker.work_may_wait, on_cancel=worker.cancel_may_wait)

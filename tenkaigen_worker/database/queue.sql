@@ -29,7 +29,7 @@ WHERE id = (
 RETURNING id, lease_token, user_id, attempt, max_attempts,
     prompt, negative_prompt, style, mode, width, height, seed, steps, guidance_scale, count,
     nullif(loras, '[]')::text AS loras, franchise, template, nullif(template_variables, '{}')::text AS template_variables,
-    reference, mask, strength, webhook_url;
+    reference, more_references, mask, strength, webhook_url;
 
 -- name: due_within
 -- generation_jobs_queued_idx.

@@ -73,11 +73,13 @@ RETURNING {columns};
 -- Primary key. A new row with the same request; when it may run, and how often, starts anew.
 INSERT INTO generation_jobs (
     retry_of, user_id, prompt, negative_prompt, style, mode, width, height, seed, steps, guidance_scale, count, loras,
-    franchise, template, template_variables, reference, mask, strength, metadata, priority, max_attempts, webhook_url
+    franchise, template, template_variables, reference, more_references, mask, strength, metadata, priority, max_attempts,
+    webhook_url
 )
 SELECT
     id, user_id, prompt, negative_prompt, style, mode, width, height, seed, steps, guidance_scale, count, loras,
-    franchise, template, template_variables, reference, mask, strength, metadata, priority, max_attempts, webhook_url
+    franchise, template, template_variables, reference, more_references, mask, strength, metadata, priority, max_attempts,
+    webhook_url
 FROM generation_jobs
 WHERE id = $1 AND status IN ('failed', 'canceled')
 RETURNING {columns};

@@ -31,12 +31,14 @@ class Inputs:
     """The files on this machine that a recipe speaks of.
 
     ``loras`` finds each LoRA's safetensors file by its SHA-256. ``reference`` is an RGB picture and ``mask`` a grey one
-    (white is drawn anew), both PNG of exactly the recipe's size.
+    (white is drawn anew), both PNG of exactly the recipe's size. ``references`` are the RGB pictures of an
+    edit, PNG of any size, in the recipe's order.
     """
 
     loras: Mapping[str, Path] = field(default_factory=dict)
     reference: Path | None = None
     mask: Path | None = None
+    references: tuple[Path, ...] = ()
 
 
 NO_INPUTS = Inputs()

@@ -48,6 +48,7 @@ class BlankBackend:
         demo=True,
         default_steps=4,
         base="blank",
+        edit_model="blank",
     )
     device = "none"
     dtype = "uint8"

@@ -21,15 +21,19 @@ class Checkpoints:
     """The transformers that a model can draw with, and which of them is loaded.
 
     ``files`` finds their files by what recipes call them, the usual one first. ``load`` makes a transformer of a file,
-    on ``device``.
+    on ``device``. ``there`` is the usual one's transformer where it is loaded already.
     """
 
-    def __init__(self, files: Mapping[str, Path], load: Callable[[Path], Any], device: torch.device) -> None:
+    def __init__(
+        self, files: Mapping[str, Path], load: Callable[[Path], Any], device: torch.device, *, there: Any = None
+    ) -> None:
         self._files = files
         self._load = load
         self._device = device
-        self._positions: Any = None
-        self._loaded: str | None = None  # while none is: before the first, and after a load that failed
+        self._positions: Any = None if there is None else there.pos_embed
+        self._loaded = (
+            None if there is None else self._find(None)
+        )  # while none is: before the first, and after a load that failed
 
     def loaded(self, identity: str | None) -> bool:
         """Whether the checkpoint that a recipe means is the one at hand; ``None`` means the usual one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.devices import choose_device, choose_dtype, limit_threads
+from tenkaigen_worker.engine.edit import load_processor
 from tenkaigen_worker.engine.int4_transformer import LOADERS, Placement, check_file
 from tenkaigen_worker.engine.loaders import load_errors, lock_gpu, quiet_libraries
 from tenkaigen_worker.engine.machine import Machine, inspect_here
@@ -21,7 +23,7 @@ from tenkaigen_worker.engine.plan import Plan, Sizes, make_plan, published
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.readiness import loader, missing
 from tenkaigen_worker.engine.stages import Stages, make_warm
-from tenkaigen_worker.engine.weights import Weights, find_checkpoint, find_weights
+from tenkaigen_worker.engine.weights import Weights, find_checkpoint, find_edit_weights, find_weights
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.offers import NO_LIMITS
 from tenkaigen_worker.recipe import Model
@@ -58,12 +60,15 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
 
     stages = Stages(alive)
     with stages("files"):
-        weights, files = _find_files(settings, download=settings.backend != "auto", alive=alive)
+        download = settings.backend != "auto"
+        weights, files = _find_files(settings, download=download, alive=alive)
+        editing = find_edit_weights(settings, download=download, alive=alive, without=WITHOUT)
     plan = _plan(settings, machine, weights, files)
     placement = Placement(device, dtype, plan.blocks_on_gpu if plan and plan.transformer == "blocks" else None)
     load = LOADERS[_loader(machine, settings)]
     checkpoints = Checkpoints(files, lambda file: load(file, weights.folder, placement), device)
     with load_errors(weights.folder, weights.name):
+        processor = load_processor(editing.folder) if editing else None
         with stages("transformer"):
             transformer = checkpoints.first()
         with stages("text_encoder"):
@@ -88,15 +93,21 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
 
     side = pipe.default_sample_size * pipe.vae_scale_factor
     names = {name: checkpoint.identity for name, checkpoint in settings.checkpoints.items()}
+    model = Model(
+        "nunchaku", weights.name, weights.revision, default_width=side, default_height=side, checkpoints=names
+    )
+    if editing:
+        model = replace(model, edit_model=editing.name, edit_revision=editing.revision)
     backend = QwenBackend(
         pipe,
-        Model("nunchaku", weights.name, weights.revision, default_width=side, default_height=side, checkpoints=names),
+        model,
         device,
         dtype,
         settings,
         checkpoints=checkpoints,
         tiles_above=plan.tile_above_pixels if plan else None,
         limits=plan.limits if plan else NO_LIMITS,
+        processor=processor,
     )
     with stages("warm_up"):
         make_warm(backend, alive)

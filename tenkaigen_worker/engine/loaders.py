@@ -7,21 +7,24 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImagePipeline
+from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from diffusers.utils.logging import disable_progress_bar as hide_diffusers_bars
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar as hide_transformers_bars
 
 from tenkaigen_worker.config_engine import EngineSettings
+from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.devices import Footprint, choose_device, choose_dtype, choose_offload, limit_threads
+from tenkaigen_worker.engine.edit import load_processor
 from tenkaigen_worker.engine.lock import lock_device
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.stages import Stages, make_warm
-from tenkaigen_worker.engine.weights import find_weights
+from tenkaigen_worker.engine.weights import Weights, find_edit_weights, find_weights
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.recipe import Model
 
@@ -53,17 +56,24 @@ def load_diffusers(settings: EngineSettings, *, alive: Callable[[], None]) -> Qw
     lock_gpu(device)
 
     with stages("files"):
-        weights = find_weights(settings, download=settings.backend != "auto", alive=alive)
+        download = settings.backend != "auto"
+        weights = find_weights(settings, download=download, alive=alive)
+        editing = find_edit_weights(settings, download=download, alive=alive)
     with stages("weights"), load_errors(weights.folder, weights.name):
         pipe = QwenImagePipeline.from_pretrained(
             weights.folder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
+        processor = load_processor(editing.folder) if editing else None
     with stages("place"):
-        _place(pipe, device, settings)
+        offload = _choose_offload(pipe, device, settings)
+        _place(pipe, device, offload)
 
     side = pipe.default_sample_size * pipe.vae_scale_factor
     model = Model("diffusers", weights.name, weights.revision, default_width=side, default_height=side)
-    backend = QwenBackend(pipe, model, device, dtype, settings)
+    if editing:
+        model = replace(model, edit_model=editing.name, edit_revision=editing.revision)
+    checkpoints = _with_edits(pipe, weights, editing, device, offload) if editing else None
+    backend = QwenBackend(pipe, model, device, dtype, settings, checkpoints=checkpoints, processor=processor)
     if device.type == "cuda":
         with stages("warm_up"):
             make_warm(backend, alive)
@@ -84,13 +94,39 @@ def lock_gpu(device: torch.device) -> None:
         lock_device(f"gpu-{gpu.uuid}", name=f"{device} ({gpu.name})", owner=os.getppid())
 
 
-def _place(pipe: Any, device: torch.device, settings: EngineSettings) -> None:
-    """Move the pipeline to its device, all of it or piece by piece."""
+def _with_edits(pipe: Any, weights: Weights, editing: Weights, device: torch.device, offload: str) -> Checkpoints:
+    """Let the pipeline change between its own transformer, which is loaded, and the one for edits."""
+    if editing.name == weights.name:
+        text = f"engine.edit_model: {editing.name} is called as engine.model is; recipes could not tell them apart"
+        raise EngineError(Code.ENGINE_FAILED, text)
+
+    def load(folder: Path) -> Any:
+        pipe.remove_all_hooks()  # those for offload hold the transformer before
+        with load_errors(folder, folder.name):
+            transformer = QwenImageTransformer2DModel.from_pretrained(
+                folder, subfolder="transformer", dtype=pipe.vae.dtype, use_safetensors=True, local_files_only=True
+            )
+        pipe.transformer = transformer
+        _place(pipe, device, offload)
+        return transformer
+
+    files = {weights.name: weights.folder, editing.name: editing.folder}
+    return Checkpoints(files, load, device, there=pipe.transformer)
+
+
+def _choose_offload(pipe: Any, device: torch.device, settings: EngineSettings) -> str:
     if device.type == "cpu":
-        return
+        return "none"
     free_bytes, _ = torch.cuda.mem_get_info(device)
     offload, why = choose_offload(settings.offload, footprint(pipe), free_bytes)
     log.info("Offload to the CPU: %s (%s)", offload, why, extra={"action": "engine_offload"})
+    return offload
+
+
+def _place(pipe: Any, device: torch.device, offload: str) -> None:
+    """Move the pipeline to its device, all of it or piece by piece."""
+    if device.type == "cpu":
+        return
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

@@ -15,6 +15,11 @@ from tenkaigen_worker.errors import Code, EngineError
 
 INDEX = "model_index.json"
 PIPELINE = "QwenImagePipeline"
+EDIT_PIPELINE = "QwenImageEditPlusPipeline"
+# What edits take from the usual pipeline: both models share it.
+SHARED_WITH_EDITS = ("scheduler", "text_encoder", "tokenizer", "vae")
+
+_EXAMPLES = {PIPELINE: "Qwen/Qwen-Image", EDIT_PIPELINE: "Qwen/Qwen-Image-Edit-2509"}
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -25,7 +30,7 @@ class Source:
     """A pipeline or a checkpoint: of the repository ``place`` on the hub, or of this machine at ``place``.
 
     ``setting`` is where the configuration names it, ``file`` a checkpoint's file in its repository. Of a pipeline's
-    components ``without`` only the configuration is needed.
+    components ``without`` only the configuration is needed; ``kind`` is what diffusers calls it.
     """
 
     setting: str
@@ -34,6 +39,7 @@ class Source:
     is_pipeline: bool = True
     file: str | None = None
     without: tuple[str, ...] = ()
+    kind: str = PIPELINE
 
     @property
     def name(self) -> str:
@@ -55,7 +61,9 @@ class Source:
     @property
     def revision_setting(self) -> str:
         """The setting that names its revision."""
-        return "engine.revision" if self.setting == "engine.model" else f"{self.setting}.revision"
+        if self.is_pipeline:
+            return "engine.revision" if self.kind == PIPELINE else "engine.edit_revision"
+        return f"{self.setting}.revision"
 
     @property
     def pinned(self) -> bool:
@@ -76,6 +84,15 @@ def pipeline(settings: EngineSettings, *, without: tuple[str, ...] = ()) -> Sour
     return Source("engine.model", settings.model, settings.revision, without=without)
 
 
+def edit_pipeline(settings: EngineSettings, *, without: tuple[str, ...] = ()) -> Iterator[Source]:
+    """Name the model for edits, if one is configured."""
+    if settings.edit_model is not None:
+        without = (*SHARED_WITH_EDITS, *without)
+        yield Source(
+            "engine.edit_model", settings.edit_model, settings.edit_revision, without=without, kind=EDIT_PIPELINE
+        )
+
+
 def checkpoint(settings: CheckpointSettings, name: str | None = None) -> Source:
     """Name a checkpoint."""
     setting = f"engine.checkpoints.{name}" if name else "engine.checkpoints"
@@ -90,9 +107,11 @@ def needed(engine: EngineSettings, generation: GenerationSettings) -> list[Sourc
         case "tiny" | "blank":
             return []
         case "auto" | "diffusers":
-            return [pipeline(engine)]
+            return [pipeline(engine), *edit_pipeline(engine)]
         case "nunchaku":
-            return [pipeline(engine, without=("transformer",)), *_checkpoints(engine, generation)]
+            without = ("transformer",)
+            pipelines = [pipeline(engine, without=without), *edit_pipeline(engine, without=without)]
+            return [*pipelines, *_checkpoints(engine, generation)]
 
 
 def _checkpoints(engine: EngineSettings, generation: GenerationSettings) -> Iterator[Source]:
@@ -113,8 +132,8 @@ def read_index(index: Path, source: Source) -> list[str]:
         raise engine_error(f"{named} has no {INDEX}: not a folder that a diffusers pipeline was saved to") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise engine_error(f"{named}: its {INDEX} cannot be read: {error}") from error
-    if kind != PIPELINE:
-        raise engine_error(f"{named} is a {kind}; only a {PIPELINE} can be used, such as Qwen/Qwen-Image")
+    if kind != source.kind:
+        raise engine_error(f"{named} is a {kind}; only a {source.kind} can be used, such as {_EXAMPLES[source.kind]}")
     return [name for name in content if not name.startswith("_")]
 
 

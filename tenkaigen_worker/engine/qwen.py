@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
+from PIL import Image
 
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import latents
@@ -20,10 +21,12 @@ from tenkaigen_worker.engine.backend import OutOfMemory, Report, Stopped
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
 from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.devices import fitting_batch
+from tenkaigen_worker.engine.edit import Edit, EditPipeline, read_pictures
 from tenkaigen_worker.engine.faults import device_errors, free_memory, synchronize
 from tenkaigen_worker.engine.prompts import MAX_PROMPT_TOKENS, PromptEncoder
 from tenkaigen_worker.engine.reference import Reference, read_reference
 from tenkaigen_worker.engine.schedulers import make_scheduler
+from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.offers import NO_LIMITS, Limits
 from tenkaigen_worker.recipe import Model, Recipe
 
@@ -63,7 +66,8 @@ class QwenBackend:
 
     With ``checkpoints`` the pipeline comes with the usual one's transformer, and gets another when a recipe says so.
     ``tiles_above`` is how many pixels are decoded in one piece; ``limits`` is what the device can draw at all.
-    ``stages_ms`` is filled by whoever loads.
+    ``stages_ms`` is filled by whoever loads. ``processor`` is that of the pipeline for edits, where
+    they can be made.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class QwenBackend:
         checkpoints: Checkpoints | None = None,
         tiles_above: int | None = None,
         limits: Limits = NO_LIMITS,
+        processor: Any = None,
     ) -> None:
         self._pipe = pipe
+        self._processor = processor
         self._base_scheduler = pipe.scheduler
         self._device = device
         self._dtype = dtype
@@ -114,26 +120,31 @@ class QwenBackend:
         """
         run = Run(recipe, report, cancel)
         run.go_on()
-        reference = read_reference(recipe, inputs)
+        reference, pictures = read_reference(recipe, inputs), read_pictures(recipe, inputs)
         timings = self._choose_checkpoint(run, first)
+        edit = self._edit(recipe, pictures)
         with (
             device_errors(self._device),
             self._memory_for(recipe, lean=lean),
             self._adapters.applied(recipe.loras, inputs.loras) as lora_ms,
         ):
             started = time.monotonic()
-            start = self._start(run, reference)
+            start = self._start(run, reference, edit)
             report(Step("encode", first, 1, 1))
             timings |= {"encode": _milliseconds_since(started)} | ({"lora": lora_ms} if recipe.loras else {})
-            yield from self._draw(run, start, first, 1 if lean else self._settings.max_batch, timings)
+            # The pipeline for edits takes one picture at a time.
+            yield from self._draw(run, start, first, 1 if lean or edit else self._settings.max_batch, timings)
 
     def _choose_checkpoint(self, run: Run, index: int) -> dict[str, int]:
         """See to it that the recipe's transformer is the one that draws; answer what that took, if anything."""
-        if self._checkpoints is None or self._checkpoints.loaded(run.recipe.checkpoint):
+        recipe = run.recipe
+        # A model that is no quantised one has the transformer for edits under its own name.
+        wanted = recipe.model if recipe.references and recipe.checkpoint is None else recipe.checkpoint
+        if self._checkpoints is None or self._checkpoints.loaded(wanted):
             return {}
         run.report(Step("load", index, 0, 1))
         self._hold(None)
-        transformer, taken = self._checkpoints.switch(run.recipe.checkpoint)
+        transformer, taken = self._checkpoints.switch(wanted)
         self._hold(transformer)
         run.report(Step("encode", index, 0, 1))
         run.go_on()
@@ -163,9 +174,20 @@ class QwenBackend:
                 yield self._picture(run, start, index, one, timings)
                 index, timings = index + 1, {"encode": 0, "denoise": 0}
 
-    def _start(self, run: Run, reference: Reference | None) -> Start:
+    def _edit(self, recipe: Recipe, pictures: tuple[Image.Image, ...]) -> Edit | None:
+        """Put together what an edit needs; nothing where there are no pictures to change."""
+        if not pictures:
+            return None
+        if self._processor is None:
+            raise EngineError(Code.ENGINE_FAILED, "this engine makes no edits: name their model in engine.edit_model")
+        pipe = self._sibling(EditPipeline, processor=self._processor)
+        return Edit(pipe, pictures, recipe.references)
+
+    def _start(self, run: Run, reference: Reference | None, edit: Edit | None) -> Start:
         """Encode what all pictures start from."""
-        pipe, arguments = self._pipe, self._encode_prompts(run)
+        pipe, arguments = self._pipe, self._encode_prompts(run, edit)
+        if edit is not None:
+            return Start(edit.pipe, arguments | {"image": list(edit.pictures)}, None)
         if reference is not None:
             run.go_on()
             picture = latents.encode(self._pipe.vae, reference.pixels(), self._device)
@@ -177,19 +199,19 @@ class QwenBackend:
             synchronize(self._device)
         return Start(pipe, arguments, reference)
 
-    def _encode_prompts(self, run: Run) -> dict[str, Any]:
+    def _encode_prompts(self, run: Run, edit: Edit | None) -> dict[str, Any]:
         """Encode both prompts once for all pictures: the result equals what the pipeline's own call would make."""
         recipe = run.recipe
         texts = {"": recipe.prompt}
         if recipe.guidance_scale > 1:
             texts["negative_"] = recipe.negative_prompt or NO_NEGATIVE_PROMPT
-        known = sum(text in self._prompts for text in texts.values())
+        known = sum(self._prompts.knows(text, edit) for text in texts.values())
 
         started = time.monotonic()
         arguments: dict[str, Any] = {}
         for prefix, text in texts.items():
             run.go_on()
-            embedding = self._prompts.encode(text)
+            embedding = self._prompts.encode(text, edit)
             arguments |= {f"{prefix}prompt_embeds": embedding.embeds, f"{prefix}prompt_embeds_mask": embedding.mask}
         synchronize(self._device)
         log.info(
@@ -252,10 +274,10 @@ class QwenBackend:
         tokens = recipe.width * recipe.height // 256 + start.arguments["prompt_embeds"].shape[1]
         return fitting_batch(most, tokens, self._pipe.transformer, self._device)
 
-    def _sibling(self, kind: Any) -> Any:
+    def _sibling(self, kind: Any, **more: Any) -> Any:
         """Make the pipeline of another kind over the same weights, once."""
         if kind not in self._siblings:
-            self._siblings[kind] = kind(**self._pipe.components)
+            self._siblings[kind] = kind(**self._pipe.components, **more)
             self._siblings[kind].set_progress_bar_config(disable=True)
         return self._siblings[kind]
 

@@ -68,18 +68,22 @@ def read_reference(recipe: Recipe, inputs: Inputs) -> Reference | None:
     return Reference(picture, mask, recipe.strength)
 
 
-def _read(field: str, file: Path | None, mode: str, recipe: Recipe) -> Image.Image:
+def open_picture(field: str, file: Path | None) -> Image.Image:
+    """Read the PNG of a field; raises ``InputError`` for what is none, ``EngineError`` where it is gone."""
     if file is None:
         raise EngineError(Code.ENGINE_FAILED, f"the {field} came without its file")
     try:
         with Image.open(file, formats=("PNG",)) as opened:
             opened.load()
-            picture = opened.copy()
+            return opened.copy()
     except FileNotFoundError as error:
         raise EngineError(Code.ENGINE_FAILED, f"the file of the {field} is gone: {error}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _problem(field, f"cannot be read as PNG: {error}") from error
 
+
+def _read(field: str, file: Path | None, mode: str, recipe: Recipe) -> Image.Image:
+    picture = open_picture(field, file)
     if picture.size != (recipe.width, recipe.height) or picture.mode != mode:
         has, wants = _words(picture.mode, *picture.size), _words(mode, recipe.width, recipe.height)
         raise _problem(field, f"is {has}; it should be {wants}")

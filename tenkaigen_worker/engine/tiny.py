@@ -17,13 +17,16 @@ from diffusers import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.devices import choose_device, choose_dtype, limit_threads
+from tenkaigen_worker.engine.edit import PictureProcessor
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.recipe import Model
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+PICTURE_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 # Random weights of the usual size hardly react to the prompt; larger ones make pictures that differ visibly.
 TRANSFORMER_GAIN = 3.0
@@ -46,8 +49,9 @@ def load_tiny(settings: EngineSettings) -> QwenBackend:
         demo=True,
         default_steps=8,
         base="tiny",
+        edit_model="tiny",
     )
-    return QwenBackend(pipe, model, device, dtype, settings)
+    return QwenBackend(pipe, model, device, dtype, settings, processor=build_processor(pipe.tokenizer))
 
 
 def build_pipeline() -> Any:
@@ -58,7 +62,7 @@ def build_pipeline() -> Any:
         return QwenImagePipeline(
             scheduler=_scheduler(),
             vae=_vae(),
-            text_encoder=_text_encoder(len(tokenizer)),
+            text_encoder=_text_encoder(tokenizer),
             tokenizer=tokenizer,
             transformer=_transformer(),
         )
@@ -67,11 +71,20 @@ def build_pipeline() -> Any:
 def _tokenizer() -> Any:
     # One token per byte: the template's front is then longer than the fixed 34 tokens that the pipeline drops from
     # the encoded prompt, so that no word of the prompt is among them.
-    vocabulary = {token: number for number, token in enumerate([*sorted(ByteLevel.alphabet()), *SPECIAL_TOKENS])}
-    return Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=list(SPECIAL_TOKENS[1:]))
+    # Pictures take the places of bytes that UTF-8 never has.
+    places = dict(zip("\u00f5\u00f6\u00f7\u00f8", PICTURE_TOKENS, strict=True))
+    tokens = [*(places.get(byte, byte) for byte in sorted(ByteLevel.alphabet())), *SPECIAL_TOKENS]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=[*PICTURE_TOKENS, *SPECIAL_TOKENS[1:]])
 
 
-def _text_encoder(vocabulary_size: int) -> Any:
+def build_processor(tokenizer: Any) -> PictureProcessor:
+    """Build what cuts pictures into patches for the text encoder, as the real model does."""
+    return PictureProcessor(Qwen2VLImageProcessorPil(), tokenizer)
+
+
+def _text_encoder(tokenizer: Any) -> Any:
+    vocabulary_size = len(tokenizer)
     tokens = {"bos_token_id": vocabulary_size - 3, "eos_token_id": vocabulary_size - 1}
     text = {
         "hidden_size": 32,
@@ -85,7 +98,17 @@ def _text_encoder(vocabulary_size: int) -> Any:
         **tokens,
     }
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, initializer_range=TEXT_INIT_RANGE, **tokens)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(PICTURE_TOKENS))
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        initializer_range=TEXT_INIT_RANGE,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+        **tokens,
+    )
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 

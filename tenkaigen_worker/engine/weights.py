@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
 from tenkaigen_worker.engine.hub import CannotFetch, hub_errors, keep_quiet
-from tenkaigen_worker.engine.needs import INDEX, Source, checkpoint, engine_error, pipeline, read_index
+from tenkaigen_worker.engine.needs import INDEX, Source, checkpoint, edit_pipeline, engine_error, pipeline, read_index
 from tenkaigen_worker.engine.pull import check_room, fetch, survey
 from tenkaigen_worker.errors import EngineError
 
@@ -36,7 +36,22 @@ def find_weights(
     Of the components named in ``without`` only the configuration is wanted. ``alive`` is called as bytes arrive. Raises
     ``EngineError``.
     """
-    source = pipeline(settings, without=tuple(without))
+    return _find_pipeline(pipeline(settings, without=tuple(without)), download=download, alive=alive)
+
+
+def find_edit_weights(
+    settings: EngineSettings, *, download: bool, alive: Callable[[], None], without: Collection[str] = ()
+) -> Weights | None:
+    """Find the folder of the model for edits as :func:`find_weights` does; ``None`` where none is configured.
+
+    Only its processor and its transformer are wanted: the other components are those of the usual model.
+    """
+    for source in edit_pipeline(settings, without=tuple(without)):
+        return _find_pipeline(source, download=download, alive=alive)
+    return None
+
+
+def _find_pipeline(source: Source, *, download: bool, alive: Callable[[], None]) -> Weights:
     folder = find(source, download=download, alive=alive)
     if source.on_hub:
         return Weights(folder, source.place, folder.name)

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from tenkaigen_worker.loras.download import in_thread
 from tenkaigen_worker.loras.folder import lock
 from tenkaigen_worker.references.decode import decode
 from tenkaigen_worker.references.fetch import Fetcher
-from tenkaigen_worker.references.fit import fit_mask, fit_reference, fit_size
+from tenkaigen_worker.references.fit import edit_size, fit_edited, fit_mask, fit_reference, fit_size
 from tenkaigen_worker.references.given import Given, JobPicture, Upload, Url, read_reference
 from tenkaigen_worker.references.uploads import upload_key
 from tenkaigen_worker.storage.base import Storage
@@ -60,6 +60,19 @@ class Fitted:
     reference_sha256: str
     mask: Path | None
     mask_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """Files of the pictures that an edit changes, in their order: RGB PNG, each in its own shape.
+
+    ``width`` and ``height`` are those of the picture that comes out. The SHA-256 (hex) are of what was given.
+    """
+
+    width: int
+    height: int
+    files: tuple[Path, ...]
+    sha256: tuple[str, ...]
 
 
 class References:
@@ -97,6 +110,26 @@ class References:
         data = {field: await self._read(field, text, user_id) for field, text in asked.items()}
         with self._own_folder() as folder:
             yield await in_thread(self._fit, data, (width, height), folder)
+
+    @asynccontextmanager
+    async def edited(
+        self,
+        reference: str,
+        more: Sequence[str],
+        *,
+        user_id: UUID | None,
+        width: int | None,
+        height: int | None,
+        pixels: int,
+    ) -> AsyncIterator[Edited]:
+        """Give the files that an edit needs while the block runs; ``pixels`` in all where no size was asked for.
+
+        Raises as :meth:`fitted` does.
+        """
+        asked = [("reference", reference), *(("more_references", text) for text in more)]
+        data = [(field, await self._read(field, text, user_id)) for field, text in asked]
+        with self._own_folder() as folder:
+            yield await in_thread(self._shrink, data, (width, height), pixels, folder)
 
     @contextmanager
     def _own_folder(self) -> Iterator[Path]:
@@ -166,19 +199,39 @@ class References:
                 raise InputError.of([FieldProblem("mask", str(error))]) from None
 
         paths = {field: folder / f"{field}.png" for field in pictures}
-        try:
-            for field, picture in pictures.items():
-                picture.save(paths[field], compress_level=1)
-        except OSError as error:
-            raise _no_room(folder, error) from error
+        for field, picture in pictures.items():
+            _save(picture, paths[field])
         digests = {field: hashlib.sha256(given).hexdigest() for field, given in data.items()}
         return Fitted(*size, paths["reference"], digests["reference"], paths.get("mask"), digests.get("mask"))
+
+    def _shrink(
+        self, data: Sequence[tuple[str, bytes]], asked: tuple[int | None, int | None], pixels: int, folder: Path
+    ) -> Edited:
+        files, sizes = [], []
+        for number, (field, given) in enumerate(data):
+            try:
+                picture = fit_edited(self._decode(field, given))
+            except ValueError as error:
+                raise InputError.of([FieldProblem(field, str(error))]) from None
+            file = folder / f"{number}.png"
+            _save(picture, file)
+            files.append(file)
+            sizes.append(picture.size)
+        width, height = edit_size(sizes[0], *asked, pixels=pixels)
+        return Edited(width, height, tuple(files), tuple(hashlib.sha256(given).hexdigest() for _, given in data))
 
     def _decode(self, field: str, data: bytes) -> Image.Image:
         try:
             return decode(data, max_pixels=self._settings.max_pixels)
         except PictureError as error:
             raise InputError.of([FieldProblem(field, str(error))]) from None
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    try:
+        picture.save(file, compress_level=1)
+    except OSError as error:
+        raise _no_room(file.parent, error) from error
 
 
 def _no_room(folder: Path, error: OSError) -> InfrastructureError:

@@ -88,7 +88,7 @@ class Announcer:
             demo=model.demo,
             state=WorkerState.UNREADY if self._problems() else WorkerState.READY,
             styles={style.name: style.description for style in self._tools.plugins.styles},
-            modes=sources.usable_modes(model.base),
+            modes=sources.usable_modes(model),
             picture_ms=self._tools.pace.picture_ms,
             loras=sources.usable_loras(model.base),
             templates=sources.templates,

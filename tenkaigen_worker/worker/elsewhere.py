@@ -38,7 +38,7 @@ async def has_a_place(job: Job, error: JobError, tools: Tools) -> bool:
 def _knows_all_names(job: Job, tools: Tools) -> bool:
     """Whether this worker announces all that the job names: then another one has no more than that either."""
     info = tools.engine.info
-    return info is not None and _reads(job, tools.sources.offered(info.model.base))
+    return info is not None and _reads(job, tools.sources.offered(info.model))
 
 
 def _reads(job: Job, names: Names) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -18,11 +19,13 @@ from tenkaigen_worker.loras.choose import choose, usable, why_not, with_trigger_
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.plugin.template_files import expand
 from tenkaigen_worker.plugin.types import PLACEHOLDER, Style
-from tenkaigen_worker.recipe import SEEDS, Recipe, apply_style, choose_mode, resolve
+from tenkaigen_worker.recipe import SEEDS, Model, Recipe, apply_style, choose_mode, resolve
 from tenkaigen_worker.references.fetch import Fetcher
-from tenkaigen_worker.references.resolve import Fitted, OwnJobs, References
+from tenkaigen_worker.references.resolve import Edited, Fitted, OwnJobs, References
 from tenkaigen_worker.request import Names, Request, check_size, every_spelling
 from tenkaigen_worker.storage.base import Storage
+
+log = logging.getLogger("tenkaigen.worker")
 
 
 class NoJobs:
@@ -62,10 +65,10 @@ class Sources:
         """The templates with their descriptions."""
         return {template.name: template.description for template in self.plugins.templates}
 
-    def offered(self, base: str) -> Names:
-        """The names that jobs may use on a model with this base."""
-        loras = every_spelling(self.usable_loras(base))
-        return replace(self.names, modes=self.usable_modes(base), loras=loras)
+    def offered(self, model: Model) -> Names:
+        """The names that jobs may use on this model."""
+        loras = every_spelling(self.usable_loras(model.base))
+        return replace(self.names, modes=self.usable_modes(model), loras=loras)
 
     def usable_loras(self, base: str) -> dict[str, tuple[str, ...]]:
         """The LoRAs that jobs may use on a model with this base, with their aliases."""
@@ -73,28 +76,36 @@ class Sources:
         may_be_used = usable(loras, self.lora_settings, base)
         return {name: aliases for name, aliases in loras.aliases.items() if name in may_be_used}
 
-    def usable_modes(self, base: str) -> tuple[str, ...]:
-        """The modes whose LoRA, if they need one, is there for a model with this base; the default one first."""
-        loras, may_be_used = self.plugins.loras, self.usable_loras(base)
-        return tuple(
-            name
-            for name in self.generation.mode_names
-            if (wanted := self.generation.modes[name].lora) is None
-            or ((lora := loras.find(wanted)) is not None and lora.name in may_be_used)
-        )
+    def usable_modes(self, model: Model) -> tuple[str, ...]:
+        """The modes that jobs can be made in on this model, the default one first."""
+        return tuple(name for name in self.generation.mode_names if self.why_no_mode(name, model) is None)
 
-    def check_default_mode(self, base: str) -> None:
-        """Raise ``ConfigError`` when on a model with this base every job that names no mode would fail."""
-        name = self.generation.default_mode
-        wanted = self.generation.modes[name].lora
-        if wanted is None or name in self.usable_modes(base):
-            return
-        lora = self.plugins.loras.find(wanted)
-        why = why_not(lora, self.lora_settings, base) if lora else f"there is no LoRA {wanted}"
-        raise ConfigError(
-            f"generation.default_mode is {name}, and no job can be made in it: {why}. Add a LoRA that can be used "
-            "('tenkaigen loras list' shows those there are), or choose another default mode"
-        )
+    def why_no_mode(self, name: str, model: Model) -> str | None:
+        """Why no job can be made in a mode on this model, and what to do; ``None`` when jobs can be."""
+        mode = self.generation.modes[name]
+        if mode.edit and model.edit_model is None:
+            return "this engine makes no edits. Name the model that makes them in engine.edit_model"
+        if mode.edit and model.checkpoints and mode.checkpoint is None:
+            return (
+                f"no checkpoint was made for it. Name one of engine.checkpoints in generation.modes.{name}.checkpoint"
+            )
+        if mode.lora is None:
+            return None
+        lora = self.plugins.loras.find(mode.lora)
+        why = why_not(lora, self.lora_settings, model.base) if lora else f"there is no LoRA {mode.lora}"
+        return why and f"{why}. Add a LoRA that can be used ('tenkaigen loras list' shows those there are)"
+
+    def check_modes(self, model: Model) -> None:
+        """Say which modes no job can be made in; raise ``ConfigError`` when the default one is among them."""
+        for name in self.generation.mode_names:
+            if (why := self.why_no_mode(name, model)) is None:
+                continue
+            if name == self.generation.default_mode:
+                raise ConfigError(
+                    f"generation.default_mode is {name}, and no job can be made in it: {why}, or choose another "
+                    "default mode"
+                )
+            log.warning("The mode %s is not offered: %s", name, why, extra={"action": "mode_left_out", "mode": name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +151,11 @@ async def prepared(
     prompt = apply_style(style, words.prompt, words.negative)
     prompt = await plugins.transform_prompt(replace(prompt, text=with_trigger_words(prompt.text, loras)))
     async with AsyncExitStack() as held:
-        given = await _given(request, style, sources.references, user_id, held)
+        given = edited = None
+        if sources.generation.modes[mode].edit:
+            edited = await held.enter_async_context(_edited(request, sources, model, user_id))
+        elif request.reference is not None:
+            given = await held.enter_async_context(_fitted(request, style, sources.references, user_id))
         recipe = resolve(
             request,
             prompt=prompt,
@@ -150,11 +165,12 @@ async def prepared(
             seed=secrets.randbelow(SEEDS),
             loras=[one.applied for one in loras],
             given=given,
+            edited=edited,
         )
         _check_limits(recipe, engine)
         files = await held.enter_async_context(sources.lora_files.hold([one.lora for one in loras]))
         inputs = Inputs(files, given.reference, given.mask) if given else Inputs(files)
-        yield Prepared(recipe, inputs)
+        yield Prepared(recipe, replace(inputs, references=edited.files) if edited else inputs)
 
 
 def _check_limits(recipe: Recipe, engine: EngineInfo) -> None:
@@ -185,14 +201,28 @@ def _words(request: Request, plugins: Plugins) -> _Words:
     return _Words(expanded.prompt, ", ".join(negatives) or None, request.style or template.style)
 
 
-async def _given(
-    request: Request, style: Style, references: References, user_id: UUID | None, held: AsyncExitStack
-) -> Fitted | None:
+def _fitted(
+    request: Request, style: Style, references: References, user_id: UUID | None
+) -> AbstractAsyncContextManager[Fitted]:
     """Fetch and fit what a job starts from. A size that it asks for counts as a whole, then its style's."""
-    if request.reference is None:
-        return None
     width, height = request.width, request.height
     if width is None and height is None:
         width, height = style.width, style.height
-    fitted = references.fitted(request.reference, request.mask, user_id=user_id, width=width, height=height)
-    return await held.enter_async_context(fitted)
+    return references.fitted(request.reference or "", request.mask, user_id=user_id, width=width, height=height)
+
+
+def _edited(
+    request: Request, sources: Sources, model: Model, user_id: UUID | None
+) -> AbstractAsyncContextManager[Edited]:
+    """Fetch the pictures that a job changes. Unless it asks for a size, the first one's shape counts."""
+    generation = sources.generation
+    width = generation.default_width or model.default_width
+    height = generation.default_height or model.default_height
+    return sources.references.edited(
+        request.reference or "",
+        request.more_references or (),
+        user_id=user_id,
+        width=request.width,
+        height=request.height,
+        pixels=width * height,
+    )

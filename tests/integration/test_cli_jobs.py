@@ -149,6 +149,21 @@ async def test_submit_uploads_files(run: Run, pool: asyncpg.Pool, tmp_path: Path
     assert len(await jobs(pool)) == 1
 
 
+async def test_submit_takes_several_references(run: Run, pool: asyncpg.Pool, tmp_path: Path) -> None:
+    for name in ("fox", "coat"):
+        gradient(32, 32).save(tmp_path / f"{name}.png")
+    job = "job:3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11/0"
+    result = await run("submit", "The fox in it", *(f"--reference={name}" for name in ("fox.png", job, "coat.png")))
+    assert result.exit_code == 0, result.stderr
+    [row] = await jobs(pool)
+    assert row["more_references"][0] == job
+    uploads = [row["reference"], row["more_references"][1]]
+    assert len(set(uploads)) == 2
+    for upload in uploads:
+        key = f"uploads/anonymous/{upload.removeprefix('upload:')}.png"
+        assert (tmp_path / ".tenkaigen" / "files" / key).is_file()
+
+
 async def test_submit_says_which_limit_is_reached(run: Run, pool: asyncpg.Pool) -> None:
     await pool.execute("UPDATE generation_settings SET max_queued_per_user = 1")
     await pool.execute(f"ALTER TABLE generation_jobs ALTER COLUMN user_id SET DEFAULT '{UUID(int=7)}'")

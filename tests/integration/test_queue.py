@@ -69,6 +69,7 @@ async def test_a_plain_insert_is_claimed_with_what_was_asked_for(pool: asyncpg.P
         "count": 1,
         **dict.fromkeys(["negative_prompt", "mode", "width", "height", "seed", "steps", "guidance_scale", "loras"]),
         **dict.fromkeys(["franchise", "template", "template_variables", "reference", "mask", "strength"]),
+        "more_references": None,
         "webhook_url": None,
     }
     stored = await row(pool, job.id)

@@ -46,6 +46,7 @@ def test_every_wrong_field_is_named(run) -> None:
     [
         (["A fox", "--reference", "fox.png"], "Invalid value for --reference: there is no file fox.png."),
         (["A fox", "--reference", "job:7"], "reference: must be upload:ID"),
+        (["A fox", *["--reference", "job:7"] * 2], "more_references: must be upload:ID"),
         (["A fox", "--mask", "."], "Invalid value for --mask: there is no file"),
         (["A fox", "--strength", "0.5"], "strength: needs a picture to start from"),
         (["A fox", "--lora", "Ink:0.5"], "loras: there is no LoRA 'Ink'"),

@@ -67,6 +67,7 @@ INSIDE_THE_ENGINE = {
     "branches.py",
     "checkpoints.py",
     "devices.py",
+    "edit.py",
     "faults.py",
     "hub.py",
     "int4.py",

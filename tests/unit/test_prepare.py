@@ -163,9 +163,9 @@ async def test_the_modes_lora_comes_with_it(folder: Path, storage: LocalStorage)
     assert [lora.name for lora in (await settle(here, mode="lightning")).recipe.loras] == ["Fast"]
     assert "mode: the LoRA Flux was made for Flux" in await complaint(here, mode="warp")
     # Nobody is told of what cannot be used.
-    assert here.usable_modes("tiny") == ("quality", "lightning")
+    assert here.usable_modes(MODEL) == ("quality", "lightning")
     assert here.usable_loras("tiny") == {"Fast": (), "Kaiju": (), "Sumi": ("Edo",)}
-    offered = here.offered("Flux")
+    offered = here.offered(replace(MODEL, base="Flux"))
     assert (list(offered.modes), list(offered.loras)) == (["quality", "warp"], ["Flux"])
 
 
@@ -235,7 +235,102 @@ def test_a_default_mode_that_no_job_could_use(folder: Path, lora: str | None, sa
     modes = {**MODES, "lightning": {**LIGHTNING, "lora": lora}}
     here = sources(folder, generation={"modes": modes, "default_mode": "lightning"}, state_dir=str(folder / "state"))
     if says is None:
-        here.check_default_mode(MODEL.base)
+        here.check_modes(MODEL)
     else:
         with pytest.raises(ConfigError, match=f"generation.default_mode is lightning, .*: {says}"):
-            here.check_default_mode(MODEL.base)
+            here.check_modes(MODEL)
+
+
+# Edits
+
+EDIT = {"steps": 40, "guidance_scale": 4.0, "edit": True, "max_steps": 60}
+EDITOR = replace(MODEL, edit_model="tiny-edit", edit_revision="r9")
+
+
+@pytest.fixture
+def editing(folder: Path, storage: LocalStorage) -> Sources:
+    state = str(folder / "state")
+    return sources(folder, storage=storage, generation={"modes": {**MODES, "edit": EDIT}}, state_dir=state)
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    with Image.open(file, formats=("PNG",)) as picture:
+        assert picture.mode == "RGB"
+        return picture.size
+
+
+async def three_uploads(storage: LocalStorage) -> list[str]:
+    uploads = Uploads(storage, ReferenceSettings())
+    sizes = [(96, 48), (2000, 1500), (40, 80)]
+    return [str((await uploads.keep(encoded(gradient(*size)), owner=None)).upload) for size in sizes]
+
+
+async def test_an_edit_gets_its_pictures_in_order_and_uncropped(editing: Sources, storage: LocalStorage) -> None:
+    given = await three_uploads(storage)
+    request = read_request(
+        {"prompt": "as a woodcut", "mode": "edit", "reference": given[0], "more_references": given[1:]}, editing.names
+    )
+    async with prepared(request, editing, replace(ENGINE, model=EDITOR)) as job:
+        recipe, sizes = job.recipe, [size_of(file) for file in job.inputs.references]
+    # The second is shrunk to what the pipeline sees of it; the first one's shape gets the model's number of pixels.
+    assert sizes == [(96, 48), (1184, 896), (40, 80)]
+    assert (recipe.width, recipe.height) == (368, 176)
+    assert len(set(recipe.references)) == 3
+    assert (recipe.reference, recipe.mask, recipe.strength, job.inputs.reference) == (None, None, None, None)
+    assert (recipe.model, recipe.revision, recipe.steps, recipe.prompt) == ("tiny-edit", "r9", 8, "as a woodcut")
+    assert not any(file.exists() for file in job.inputs.references)
+
+    reordered = {"mode": "edit", "reference": given[2], "more_references": given[:2], "width": 128}
+    async with prepared(
+        read_request({"prompt": "x", **reordered}, editing.names), editing, replace(ENGINE, model=EDITOR)
+    ) as job:
+        assert job.recipe.references == (recipe.references[2], recipe.references[0], recipe.references[1])
+        assert (job.recipe.width, job.recipe.height) == (128, 256)
+
+
+REFERENCE = "upload:00000000-0000-7000-8000-000000000001"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"mode": "edit"}, "reference: is missing: the mode edit changes a picture, so give one"),
+        ({"mode": "edit", "reference": REFERENCE, "mask": REFERENCE}, "mask: has no meaning in the mode edit"),
+        ({"mode": "edit", "reference": REFERENCE, "strength": 0.5}, "strength: has no meaning in the mode edit"),
+        ({"mode": "edit", "reference": REFERENCE, "steps": 61}, "steps: must be a whole number from 1 to 60"),
+        (
+            {"reference": REFERENCE, "more_references": [REFERENCE]},
+            "more_references: cannot be used in the mode quality",
+        ),
+        ({"reference": REFERENCE, "more_references": [REFERENCE]}, "leave them out, or ask for the mode edit"),
+        ({"mode": "edit", "reference": REFERENCE}, "reference: you have no upload:"),
+    ],
+)
+async def test_what_an_edit_needs_and_what_it_does_not_take(
+    editing: Sources, fields: dict[str, Any], says: str
+) -> None:
+    assert says in await complaint(editing, **fields)
+
+
+async def test_a_further_picture_that_is_wrong_is_named(editing: Sources, storage: LocalStorage) -> None:
+    uploads = Uploads(storage, ReferenceSettings())
+    good = str((await uploads.keep(encoded(gradient()), owner=None)).upload)
+    narrow = str((await uploads.keep(encoded(gradient(330, 10)), owner=None)).upload)
+    fields = {"mode": "edit", "reference": good}
+    assert "more_references: you have no upload:" in await complaint(editing, **fields, more_references=[REFERENCE])
+    says = await complaint(editing, **fields, more_references=[narrow])
+    assert says == "more_references: may be at most 32 times as long as wide; it has 330 x 10 pixels"
+
+
+def test_a_mode_for_edits_is_offered_where_they_can_be_made(editing: Sources, caplog: pytest.LogCaptureFixture) -> None:
+    quantised = replace(EDITOR, checkpoints={"base": "base.safetensors"})
+    assert [editing.usable_modes(model) for model in (MODEL, EDITOR, quantised)] == [
+        ("quality", "lightning"),
+        ("quality", "lightning", "edit"),
+        ("quality", "lightning"),  # the checkpoint for all else was not made for edits
+    ]
+    with caplog.at_level("WARNING"):
+        editing.check_modes(EDITOR)
+        assert caplog.messages == []
+        editing.check_modes(MODEL)
+    assert "The mode edit is not offered: this engine makes no edits. Name the model" in caplog.text
