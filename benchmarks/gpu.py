@@ -214,6 +214,8 @@ def timed_bare(backend: Any, recipe: Recipe) -> float | None:
     """
     import torch
 
+    from tenkaigen_worker.engine.faults import free_memory
+
     negative = {"negative_prompt": " "} if recipe.guidance_scale > 1 else {}
     started = time.perf_counter()
     try:
@@ -226,9 +228,12 @@ def timed_bare(backend: Any, recipe: Recipe) -> float | None:
             generator=torch.Generator("cpu").manual_seed(recipe.seeds[0]),
             **negative,
         )
+        return time.perf_counter() - started
     except torch.OutOfMemoryError:
-        return None
-    return time.perf_counter() - started
+        pass
+    # Not sooner: as long as the error is handled, its frames hold the tensors.
+    free_memory(torch.device(backend.device))
+    return None
 
 
 def tables(samples: Sequence[Samples], peaks: dict[str, int], hourly_usd: float | None) -> list[str]:
