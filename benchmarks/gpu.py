@@ -263,7 +263,7 @@ def tables(samples: Sequence[Samples], peaks: dict[str, int], hourly_usd: float 
 def figures(samples: Sequence[Samples]) -> list[Figure]:
     """How each mode compares with the bare loop of the same turns."""
     lines = []
-    for one in (one for one in samples if one.bare):
+    for one in (one for one in samples if len(one.bare) == len(one.picture)):
         ratio = Spread.of([ours / bare for ours, bare in zip(one.picture, one.bare, strict=True)])
         met = ratio.median <= AIM
         lines.append(Figure(f"{one.mode} / bare diffusers, seconds", ratio.text(2), f"at most {AIM}", met))
