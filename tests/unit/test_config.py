@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -489,18 +491,54 @@ class TestWhatShips:
     @pytest.mark.parametrize("path", sorted(shipped("config").glob("*.yaml")), ids=lambda path: path.name)
     def test_ready_made_configurations_load(self, path: Path) -> None:
         loaded = load(path, {})
-        assert loaded.settings.engine.backend in {"auto", "diffusers"}
+        assert loaded.settings.engine.backend in {"nunchaku", "diffusers"}
 
     def test_there_are_ready_made_configurations(self) -> None:
         assert {path.name for path in shipped("config").glob("*.yaml")} == {"a10g.yaml", "cpu.yaml"}
 
-    def test_everything_we_require_is_pinned_within_its_range(self) -> None:
-        pins = dict(pinned((shipped("config") / "constraints.txt").read_text().splitlines()))
+    def test_every_checkpoint_of_the_a10g_is_some_modes(self) -> None:
+        settings = load(shipped("config") / "a10g.yaml", {}).settings
+        drawn_with = {mode.checkpoint for mode in settings.generation.modes.values()}
+        assert drawn_with == set(settings.engine.checkpoints)
+
+    def test_what_is_commented_out_for_the_a10g_can_be_put_in(self) -> None:
+        text = (shipped("config") / "a10g.yaml").read_text(encoding="utf-8")
+        settings, commented = yaml.safe_load(text), text.partition("# The other way")[2]
+        blocks = re.findall(r"(?:^#  .*\n)+", commented, re.MULTILINE)
+        fragments = [re.sub("^#", "", block, flags=re.MULTILINE) for block in blocks]
+        lora, edit_model, edit_checkpoint, edit_mode = map(yaml.safe_load, fragments)
+        settings["generation"]["modes"] |= lora | edit_mode
+        settings["engine"]["checkpoints"] |= edit_checkpoint
+        settings["engine"] |= edit_model
+
+        modes = load(write(yaml.safe_dump(settings)), {}).settings.generation.modes
+
+        assert (modes["lightning"].lora, modes["lightning"].checkpoint) == ("Lightning 4", "base")
+        assert (modes["edit"].edit, modes["edit"].checkpoint) == (True, "edit")
+
+    @pytest.mark.parametrize("name", ["constraints.txt", "constraints-a10g.txt"])
+    def test_everything_we_require_is_pinned_within_its_range(self, name: str) -> None:
+        pins = constraints(name)
 
         for requirement in map(Requirement, requires("tenkaigen-worker") or []):
             version = pins.get(canonicalize_name(requirement.name))
-            assert version is not None, f"{requirement.name} is not in constraints.txt"
+            assert version is not None, f"{requirement.name} is not in {name}"
             assert requirement.specifier.contains(version), f"{requirement} does not allow {version}"
+
+    def test_an_a10g_has_the_same_versions_but_for_torch(self) -> None:
+        usual, a10g = constraints("constraints.txt"), constraints("constraints-a10g.txt")
+
+        assert {name for name, version in usual.items() if a10g.get(name) != version} == {"torch"}
+        assert a10g["torch"].startswith("2.10.")
+
+    def test_the_package_index_is_never_asked_for_nunchaku(self) -> None:
+        names = [canonicalize_name(Requirement(line).name) for line in requires("tenkaigen-worker") or []]
+        names += [*constraints("constraints.txt"), *constraints("constraints-a10g.txt")]
+        assert not [name for name in names if "nunchaku" in name]
+
+
+def constraints(name: str) -> dict[str, str]:
+    return dict(pinned((shipped("config") / name).read_text(encoding="utf-8").splitlines()))
 
 
 def pinned(lines: Iterable[str]) -> Iterable[tuple[str, str]]:

@@ -31,9 +31,9 @@ from tests.unit.test_imports import LAYERS, PACKAGE, ROWS_OF_FRIENDS, modules
 
 ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-ARCHITECTURE, SETUP, API, TESTING, TROUBLESHOOTING = (
+ARCHITECTURE, SETUP, OPERATORS, API, TESTING, TROUBLESHOOTING = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("architecture", "setup", "api", "testing", "troubleshooting")
+    for name in ("architecture", "setup", "operators", "api", "testing", "troubleshooting")
 )
 
 # Variables that the pages show as mistakes.
@@ -323,9 +323,10 @@ def test_a_message_that_nobody_says_is_found_out() -> None:
     assert not known("Error: the database refuses the password (host db, port 5432): check database.url")
 
 
-def test_every_action_that_is_named_is_logged() -> None:
+@pytest.mark.parametrize(("page", "heading"), [(TESTING, "Writing a scenario"), (OPERATORS, "What the log says")])
+def test_every_action_that_is_named_is_logged(page: str, heading: str) -> None:
     logged = {node.value for tree in sources() for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    named = first_column(section(TESTING, "Writing a scenario"), "action")
+    named = first_column(section(page, heading), "action")
     assert len(named) > 10
     assert set(named) <= logged
 
