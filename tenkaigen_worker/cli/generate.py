@@ -35,6 +35,7 @@ def generate(ctx: click.Context, /, output: Path, **fields: Any) -> None:
       tenkaigen generate "A phoenix rising" --seed 7 --count 2
       tenkaigen generate "A dragon" --style line_art --mode lightning --lora Ink:0.8 -o dragon.png
       tenkaigen generate "A dragon, in ink" --reference dragon.png --strength 0.5 -o inked.png
+      tenkaigen generate "The fox wears that coat" --mode edit --reference fox.png --reference coat.png
     """
     from tenkaigen_worker.logs import configure_logging
 

@@ -82,10 +82,10 @@ def _not_here(source: Source, error: Exception, *, download: bool) -> EngineErro
             f"{here}, and engine.backend: auto does not download; run: tenkaigen models pull, or give its path, or use "
             "engine.backend: tiny for the demo model"
         )
-    why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
-    return CannotFetch(
-        Code.ENGINE_FAILED, f"{here}, and {why}; download it first (tenkaigen models pull), or give its path"
-    )
+    why = f"{constants.ENDPOINT} cannot be reached; once it can, run: tenkaigen models pull"
+    if constants.is_offline_mode():
+        why = "HF_HUB_OFFLINE is set; without that, run: tenkaigen models pull"
+    return CannotFetch(Code.ENGINE_FAILED, f"{here}, and {why}, or give its path")
 
 
 def is_network_error(error: BaseException) -> bool:

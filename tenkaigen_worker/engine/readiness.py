@@ -122,18 +122,24 @@ def _package(machine: Machine, settings: EngineSettings) -> Iterator[Problem]:
 
 
 def _install(machine: Machine) -> str:
-    """The command that installs the wheel for this machine; first of all what it needs, where no wheel fits."""
+    """The command that installs the wheel for this machine; first of all what it needs, where no wheel fits.
+
+    It names torch, too: the wheel wants torchvision, and the newest of that would bring another torch along.
+    """
     torch = _numbers(machine.torch or "")
     python = _numbers(machine.python)
-    before = ""
-    if not OLDEST_TORCH <= torch <= NEWEST_TORCH:
-        torch, before = NEWEST_TORCH, "torch 2.10 (docs/operators.md), then "
+    steps = []
     if not OLDEST_PYTHON <= python <= NEWEST_PYTHON:
-        python, before = (3, 11), f"use Python 3.11 with {before or 'the same torch, then '}"
+        python = (3, 11)
+        steps.append("use Python 3.11")
+    if not OLDEST_TORCH <= torch <= NEWEST_TORCH:
+        torch = NEWEST_TORCH
+        steps.append("install torch 2.10 (docs/operators.md)")
     cuda = "13.0" if (machine.cuda or "").startswith("13") else "12.8"
     tag = "cp{}{}".format(*python)
-    wheel = f"nunchaku-{VERSION}+cu{cuda}torch{torch[0]}.{torch[1]}-{tag}-{tag}-linux_x86_64.whl"
-    return f'{before}pip install "{WHEELS}/{wheel}"'
+    version = f"{torch[0]}.{torch[1]}"
+    wheel = f"nunchaku-{VERSION}+cu{cuda}torch{version}-{tag}-{tag}-linux_x86_64.whl"
+    return ", then ".join([*steps, f'pip install "torch=={version}.*" "{WHEELS}/{wheel}"'])
 
 
 def _built_for_another_torch(machine: Machine) -> str:

@@ -56,7 +56,7 @@ def test_on_these_nothing_is_missing(machine: Machine) -> None:
             BARE,
             "nunchaku",
             "not installed; it is not on PyPI",
-            f'pip install "{WHEELS}2.10-cp311-cp311-linux_x86_64.whl"',
+            f'pip install "torch==2.10.*" "{WHEELS}2.10-cp311-cp311-linux_x86_64.whl"',
         ),
         (replace(BARE, nunchaku="0.16.5"), "nunchaku", "0.16.5 is the statistics package", "pip uninstall nunchaku"),
         (replace(BARE, torch="2.13.0+cu128"), "nunchaku", "no wheel for torch 2.13.0+cu128", "torch 2.10 (docs"),
