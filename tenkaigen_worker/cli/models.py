@@ -26,21 +26,23 @@ def models() -> None:
 
     \b
     Example:
-      tenkaigen models pull
-      tenkaigen models list
-      tenkaigen models verify
+      tenkaigen -c config/a10g.yaml models pull
+      tenkaigen -c config/a10g.yaml models list
+      tenkaigen -c config/a10g.yaml models verify
     """
 
 
 @models.command()
 @click.pass_context
 def pull(ctx: click.Context) -> None:
-    """Fetch what is not here yet, and check it; run again, it goes on where it was cut.
+    """Fetch what is not here yet, and check it.
+
+    Run again, it goes on where it was cut.
 
     \b
     Example:
       tenkaigen models pull
-      HF_HOME=/srv/models tenkaigen --config config/a10g.yaml models pull
+      HF_HOME=/srv/models tenkaigen -c config/a10g.yaml models pull
     """
     engine, sources = _sources(ctx)
     if not sources:
@@ -90,7 +92,9 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 @models.command()
 @click.pass_context
 def verify(ctx: click.Context) -> None:
-    """Read every file, and compare it with its checksum; exits with 1 when one is damaged or missing. Asks nobody.
+    """Compare every file with its checksum. Asks nobody.
+
+    Exits with 1 when one is damaged or missing.
 
     \b
     Example:
@@ -127,11 +131,11 @@ def verify(ctx: click.Context) -> None:
 def _sources(ctx: click.Context, *, quiet: bool = False) -> tuple[EngineSettings, list[Source]]:
     from tenkaigen_worker.engine.needs import needed
 
-    settings = load_settings(ctx).settings
-    sources = needed(settings.engine, settings.generation)
+    engine = load_settings(ctx).settings.engine
+    sources = needed(engine)
     if not sources and not quiet:
-        click.echo(f"engine.backend: {settings.engine.backend} needs no model files.")
-    return settings.engine, sources
+        click.echo(f"engine.backend: {engine.backend} needs no model files.")
+    return engine, sources
 
 
 def _hub_libraries(engine: EngineSettings) -> AbstractContextManager[None]:

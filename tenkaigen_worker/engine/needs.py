@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
-from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.errors import Code, EngineError
 
 INDEX = "model_index.json"
@@ -101,8 +100,8 @@ def checkpoint(settings: CheckpointSettings, name: str | None = None) -> Source:
     return Source(setting, settings.repo, settings.revision, is_pipeline=False, file=settings.filename)
 
 
-def needed(engine: EngineSettings, generation: GenerationSettings) -> list[Source]:
-    """List what must be there for the configured backend and modes; LoRAs are not part of it."""
+def needed(engine: EngineSettings) -> list[Source]:
+    """List what must be there before the configured backend is ready; LoRAs are not part of it."""
     match engine.backend:
         case "tiny" | "blank":
             return []
@@ -111,15 +110,7 @@ def needed(engine: EngineSettings, generation: GenerationSettings) -> list[Sourc
         case "nunchaku":
             without = ("transformer",)
             pipelines = [pipeline(engine, without=without), *edit_pipeline(engine, without=without)]
-            return [*pipelines, *_checkpoints(engine, generation)]
-
-
-def _checkpoints(engine: EngineSettings, generation: GenerationSettings) -> Iterator[Source]:
-    usual = next(iter(engine.checkpoints), None)
-    used = {mode.checkpoint or usual for mode in generation.modes.values()}
-    for name, settings in engine.checkpoints.items():
-        if name in used:
-            yield checkpoint(settings, name)
+            return [*pipelines, *(checkpoint(settings, name) for name, settings in engine.checkpoints.items())]
 
 
 def read_index(index: Path, source: Source) -> list[str]:
