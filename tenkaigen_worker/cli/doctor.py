@@ -99,6 +99,8 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
         return
     for finding in (*_machine(found.machine, settings.engine), *_nunchaku(found, settings.engine)):
         yield finding
+    for problem in found.files:
+        yield Finding(problem.subject, problem.found, problem.remedy)
 
 
 def _machine(machine: Machine, engine: EngineSettings) -> Iterator[Finding]:
@@ -137,7 +139,7 @@ def _nunchaku(found: Inspection, engine: EngineSettings) -> Iterator[Finding]:
             yield Finding("nunchaku", f"not chosen by engine.backend: auto; {problem.subject}: {problem.found}")
     else:
         for problem in problems:
-            yield Finding(problem.subject, problem.found, f"{problem.remedy}.")
+            yield Finding(problem.subject, problem.found, problem.remedy)
     if not problems:
         package = loader(machine, engine)
         version = machine.nunchaku if package == "nunchaku" else machine.nunchaku_lite

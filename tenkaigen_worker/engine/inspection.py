@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from tenkaigen_worker.config_engine import EngineSettings
-from tenkaigen_worker.engine.machine import Machine, inspect_here
+from tenkaigen_worker.engine.machine import Machine, Problem, inspect_here
 from tenkaigen_worker.engine.plan import Sizes, published
 from tenkaigen_worker.errors import Code, EngineError
 
@@ -20,16 +20,18 @@ MODULE = "tenkaigen_worker.engine.inspection"
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found: the machine, and the sizes of the model's files, as far as they are here."""
+    """What was found: the machine, the sizes of the model's files, as far as they are here, and which are not."""
 
     machine: Machine
     sizes: Sizes
+    files: tuple[Problem, ...] = ()
 
     @classmethod
     def from_json(cls, text: str) -> Inspection:
         """What the process printed."""
         said = json.loads(text)
-        return cls(Machine.from_json(said["machine"]), Sizes(**said["sizes"]))
+        files = tuple(Problem(**problem) for problem in said["files"])
+        return cls(Machine.from_json(said["machine"]), Sizes(**said["sizes"]), files)
 
 
 async def inspect(settings: EngineSettings) -> Inspection:
@@ -60,10 +62,32 @@ def find_sizes(settings: EngineSettings) -> Sizes:
     return Sizes.of(files, folder)
 
 
+def find_missing(settings: EngineSettings) -> list[Problem]:
+    """What of the model's files is not here, or cannot be read; what is here is not compared with its checksum."""
+    try:
+        from tenkaigen_worker.engine.inventory import look
+        from tenkaigen_worker.engine.needs import needed
+    except ImportError:
+        return []  # without these libraries there is more to say than this
+    problems = []
+    for source in needed(settings):
+        found = look(source)
+        if found.complete:
+            continue
+        extent = "complete" if found.path else "here"
+        remedy = "Put it there, or name one on the hub"
+        if source.on_hub:
+            also = "" if settings.backend == "auto" else ". Otherwise a worker fetches it before it is ready"
+            remedy = f"tenkaigen models pull{also}"
+        problems.append(Problem("Model", found.problem or f"{source.setting}: {source.name} is not {extent}", remedy))
+    return problems
+
+
 def _nothing() -> None:
     """What is looked for here is not waited for."""
 
 
 if __name__ == "__main__":
     asked = EngineSettings.model_validate_json(sys.stdin.read())
-    print(json.dumps({"machine": inspect_here().to_json(), "sizes": asdict(find_sizes(asked))}))
+    files = [asdict(problem) for problem in find_missing(asked)]
+    print(json.dumps({"machine": inspect_here().to_json(), "sizes": asdict(find_sizes(asked)), "files": files}))

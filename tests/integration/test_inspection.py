@@ -9,7 +9,7 @@ import pytest
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
 from tenkaigen_worker.engine import inspection
-from tenkaigen_worker.engine.inspection import find_sizes, inspect
+from tenkaigen_worker.engine.inspection import find_missing, find_sizes, inspect
 from tenkaigen_worker.engine.plan import Sizes, published
 from tenkaigen_worker.errors import EngineError
 
@@ -42,6 +42,23 @@ async def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(inspection, "MODULE", "tenkaigen_worker.engine.nowhere")
     with pytest.raises(EngineError, match=r"could not be looked at: .*nowhere"):
         await inspect(EngineSettings())
+
+
+def test_a_file_that_is_missing_is_named(files: EngineSettings, tmp_path: Path) -> None:
+    assert find_missing(files) == []
+    assert find_missing(EngineSettings(backend="tiny")) == []
+
+    (tmp_path / "svdq-int4_r128.safetensors").unlink()
+    (problem,) = find_missing(files)
+    assert problem.found.startswith("engine.checkpoints.base: ")
+    assert problem.found.endswith("svdq-int4_r128.safetensors is not here")
+    assert problem.remedy == "Put it there, or name one on the hub"
+
+
+async def test_what_the_hub_has_is_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (problem,) = (await inspect(EngineSettings(backend="auto"))).files
+    assert (problem.found, problem.remedy) == ("engine.model: Qwen/Qwen-Image is not here", "tenkaigen models pull")
 
 
 def test_while_one_file_is_missing_all_sizes_are_as_published(files: EngineSettings, tmp_path: Path) -> None:
