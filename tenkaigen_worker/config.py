@@ -216,8 +216,7 @@ class Settings(Section):
         checkpoints = self.engine.checkpoints
         for name, mode in self.generation.modes.items():
             if mode.checkpoint is not None and mode.checkpoint not in checkpoints:
-                there = f"there is {', '.join(checkpoints)}" if checkpoints else "there is none"
-                text = f"no checkpoint in engine.checkpoints has this name; {there}"
+                text = f"no checkpoint in engine.checkpoints has this name; there is {', '.join(checkpoints)}"
                 raise disagree(text, f"generation.modes.{name}.checkpoint", "engine.checkpoints")
         return self
 

@@ -105,7 +105,7 @@ class Sources:
             return f"unknown key; {_advice(key, self.model)}"
         if kind == "missing":
             return "is missing"
-        if kind in {"model_type", "dict_type"}:
+        if kind in {"model_type", "dict_type", "too_short"}:
             return "should be a section with keys of its own"
         message = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
         wanted = f"should be {_WANTED[kind]}" if kind in _WANTED else message

@@ -75,10 +75,7 @@ def find_missing(settings: EngineSettings) -> list[Problem]:
         if found.complete:
             continue
         extent = "complete" if found.path else "here"
-        remedy = "Put it there, or name one on the hub"
-        if source.on_hub:
-            also = "" if settings.backend == "auto" else ". Otherwise a worker fetches it before it is ready"
-            remedy = f"tenkaigen models pull{also}"
+        remedy = "tenkaigen models pull" if source.on_hub else "Put it there, or name one on the hub"
         problems.append(Problem("Model", found.problem or f"{source.setting}: {source.name} is not {extent}", remedy))
     return problems
 

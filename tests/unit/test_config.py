@@ -304,6 +304,14 @@ class TestSettingsThatDoNotFitTogether:
         (problem,) = problems(f"generation: {{default_mode: fast, modes: {{fast: {mode}}}}}")
         assert problem.startswith(f"worker.yaml:1: generation.modes.fast.{says}")
 
+    def test_a_checkpoint_that_is_not_there(self) -> None:
+        (problem,) = problems("generation: {modes: {quality: {steps: 9, guidance_scale: 1, checkpoint: best}}}")
+        assert problem.startswith("worker.yaml:1: generation.modes.quality.checkpoint: no checkpoint in engine.checkp")
+        assert problem.endswith("has this name; there is base")
+
+        (problem,) = problems("engine: {checkpoints: {}}")
+        assert problem == "worker.yaml:1: engine.checkpoints: should be a section with keys of its own"
+
     def test_any_port_will_do_only_where_pictures_have_an_address_of_their_own(self) -> None:
         words = "with 0 nobody knows beforehand where pictures will be found: name a port, or set "
         assert problems("api: {port: 0}") == [f"worker.yaml:1: api.port: {words}storage.local.public_url"]
