@@ -117,14 +117,14 @@ def verify(ctx: click.Context) -> None:
         for name in one.missing:
             click.echo(f"missing  {one.source.setting}: {one.source.place}: {name}")
         if one.problem:
-            click.echo(f"damaged  {one.problem}")
+            click.echo(f"wrong    {one.problem}")
     if damaged:
         click.echo("\nRemove what is damaged, and fetch it again:\n")
         for path in damaged:
             click.echo(f"  rm {path.resolve()}")
         click.echo("  tenkaigen models pull")
-    elif missing:
-        click.echo("\nTo fetch it: tenkaigen models pull")
+    elif any(one.source.on_hub and one.missing for one in missing):
+        click.echo("\nTo fetch what is missing: tenkaigen models pull")
     ctx.exit(1 if damaged or missing else 0)
 
 

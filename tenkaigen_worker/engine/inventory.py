@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
-from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
 from tenkaigen_worker.engine.needs import INDEX, Source, read_index
@@ -54,7 +54,10 @@ class Inventory:
 def look(source: Source) -> Inventory:
     """Find what is here of a source."""
     if source.on_hub:
-        first = try_to_load_from_cache(source.place, source.file or INDEX, revision=source.revision)
+        try:
+            first = try_to_load_from_cache(source.place, source.file or INDEX, revision=source.revision)
+        except HFValidationError as error:
+            return Inventory(source, problem=f"{source.setting}: {source.place} is no name on the hub: {error}")
         if not isinstance(first, str):
             return Inventory(source, missing=(source.file or INDEX,))
         depth = len(Path(source.file or INDEX).parts)

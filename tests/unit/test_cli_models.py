@@ -357,7 +357,7 @@ def test_offline_with_something_missing_says_what(
     result = run("verify")
     assert result.exit_code == 1
     assert f"{lost}\n" in result.output.partition("missing  ")[2]
-    assert "To fetch it: tenkaigen models pull" in result.output
+    assert "To fetch what is missing: tenkaigen models pull" in result.output
 
 
 # What is here.
@@ -434,6 +434,15 @@ def test_files_of_this_machine_are_checked_as_far_as_they_tell(hub: Hub, tmp_pat
     (tmp_path / "mine.safetensors").unlink()
     assert refused("pull").startswith("engine.checkpoints.m: there is no file mine.safetensors")
     assert "missing  engine.checkpoints.m" in run("verify").output
+
+
+def test_a_name_that_the_hub_cannot_have(hub: Hub, tmp_path: Path) -> None:
+    configure(tmp_path, {"engine": {"backend": "diffusers", "model": "acme/fox--red"}})
+
+    listed, verified = run("list"), run("verify")
+    assert (listed.exit_code, verified.exit_code) == (0, 1)
+    assert listed.output.startswith("engine.model: acme/fox--red is no name on the hub: ")
+    assert verified.output == f"wrong    {listed.output}"
 
 
 def test_backends_without_files_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
