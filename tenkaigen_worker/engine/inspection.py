@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.machine import Machine, Problem, inspect_here
 from tenkaigen_worker.engine.plan import Sizes, published
+from tenkaigen_worker.engine.readiness import missing
 from tenkaigen_worker.errors import Code, EngineError
 
 MODULE = "tenkaigen_worker.engine.inspection"
@@ -48,6 +49,14 @@ async def inspect(settings: EngineSettings) -> Inspection:
         raise EngineError(Code.ENGINE_FAILED, f"this machine could not be looked at: {last[0]}")
     # Libraries may print while they are imported; the answer is what comes last.
     return Inspection.from_json(answer.decode().strip().splitlines()[-1])
+
+
+def look_here(settings: EngineSettings) -> Inspection:
+    """Look at this machine; what is missing where ``auto`` takes ``nunchaku`` is what that one lacks. Imports torch."""
+    machine, sizes = inspect_here(), find_sizes(settings)
+    if settings.backend == "auto" and sizes.measured and not missing("nunchaku", machine, settings, sizes):
+        settings = settings.model_copy(update={"backend": "nunchaku"})
+    return Inspection(machine, sizes, tuple(find_missing(settings)))
 
 
 def find_sizes(settings: EngineSettings) -> Sizes:
@@ -86,5 +95,4 @@ def _nothing() -> None:
 
 if __name__ == "__main__":
     asked = EngineSettings.model_validate_json(sys.stdin.read())
-    files = [asdict(problem) for problem in find_missing(asked)]
-    print(json.dumps({"machine": inspect_here().to_json(), "sizes": asdict(find_sizes(asked)), "files": files}))
+    print(json.dumps(asdict(look_here(asked))))

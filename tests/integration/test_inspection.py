@@ -9,9 +9,10 @@ import pytest
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
 from tenkaigen_worker.engine import inspection
-from tenkaigen_worker.engine.inspection import find_missing, find_sizes, inspect
+from tenkaigen_worker.engine.inspection import find_missing, find_sizes, inspect, look_here
 from tenkaigen_worker.engine.plan import Sizes, published
 from tenkaigen_worker.errors import EngineError
+from tests.unit.machines import BARE, G5_XLARGE
 
 
 @pytest.fixture
@@ -53,6 +54,18 @@ def test_a_file_that_is_missing_is_named(files: EngineSettings, tmp_path: Path) 
     assert problem.found.startswith("engine.checkpoints.base: ")
     assert problem.found.endswith("svdq-int4_r128.safetensors is not here")
     assert problem.remedy == "Put it there, or name one on the hub"
+
+
+def test_auto_lacks_a_transformer_only_where_it_does_not_take_nunchaku(
+    files: EngineSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImagePipeline", "transformer": []}))
+    auto = files.model_copy(update={"backend": "auto"})
+
+    monkeypatch.setattr(inspection, "inspect_here", lambda: G5_XLARGE)
+    assert look_here(auto).files == ()
+    monkeypatch.setattr(inspection, "inspect_here", lambda: BARE)
+    assert [problem.found for problem in look_here(auto).files] == [f"engine.model: {tmp_path} is not complete"]
 
 
 async def test_what_the_hub_has_is_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
