@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,13 +61,9 @@ class Machine:
         number = int(device.partition(":")[2] or 0) if device not in ("auto", "cpu") else 0
         return self.gpus[number] if device != "cpu" and number < len(self.gpus) else None
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Machine:
-        """The machine that :meth:`to_json` wrote."""
+        """The machine of which ``said`` is the plain values, as ``dataclasses.asdict`` gives them."""
         return cls(**{**said, "gpus": tuple(Gpu(**gpu) for gpu in said["gpus"])})
 
 

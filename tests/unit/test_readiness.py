@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_a_containers_limit_counts_as_the_machines_memory() -> None:
 # What doctor prints
 
 
-Doctor = Callable[[Machine, str], str]
+Doctor = Callable[..., str]
 
 
 @pytest.fixture
@@ -148,9 +149,9 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TENKAIGEN_DATABASE__URL", "postgresql://nobody@127.0.0.1:1/none")
 
-    def run(machine: Machine, backend: str) -> str:
+    def run(machine: Machine, backend: str, *files: Problem) -> str:
         async def inspect(settings: EngineSettings) -> Inspection:
-            return Inspection(machine, published(settings))
+            return Inspection(machine, published(settings), files)
 
         monkeypatch.setattr(inspection, "inspect", inspect)
         monkeypatch.setenv("TENKAIGEN_ENGINE__BACKEND", backend)
@@ -188,5 +189,14 @@ def test_doctor_names_what_runs_without_a_gpu(doctor: Doctor) -> None:
     assert "engine.backend to tiny" in said
 
 
-async def test_a_machine_travels_as_json() -> None:
-    assert Machine.from_json(G5_XLARGE.to_json()) == G5_XLARGE
+def test_what_was_found_travels_as_json() -> None:
+    found = Inspection(G5_XLARGE, published(NUNCHAKU), (Problem("Model", "is not here", "tenkaigen models pull"),))
+    assert Inspection.from_json(json.dumps(asdict(found))) == found
+
+
+def test_doctor_names_the_files_that_are_not_here(doctor: Doctor) -> None:
+    assert "Model" not in doctor(G5_XLARGE, "nunchaku")
+
+    lacking = Problem("Model", "engine.model: acme/fox is not here", "tenkaigen models pull")
+    said = doctor(G5_XLARGE, "nunchaku", lacking)
+    assert "no  Model       engine.model: acme/fox is not here\n                tenkaigen models pull\n" in said
