@@ -128,7 +128,7 @@ def _sources(ctx: click.Context, *, quiet: bool = False) -> tuple[EngineSettings
     from tenkaigen_worker.engine.needs import needed
 
     settings = load_settings(ctx).settings
-    sources = needed(settings.engine, settings.generation)
+    sources = needed(settings.engine)
     if not sources and not quiet:
         click.echo(f"engine.backend: {settings.engine.backend} needs no model files.")
     return settings.engine, sources

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
-from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.errors import Code, EngineError
 
 INDEX = "model_index.json"
@@ -101,25 +100,17 @@ def checkpoint(settings: CheckpointSettings, name: str | None = None) -> Source:
     return Source(setting, settings.repo, settings.revision, is_pipeline=False, file=settings.filename)
 
 
-def needed(engine: EngineSettings, generation: GenerationSettings) -> list[Source]:
-    """List what must be there for the configured backend and modes; LoRAs are not part of it."""
-    match engine.backend:
+def needed(settings: EngineSettings) -> list[Source]:
+    """List what must be there for the configured backend to load; LoRAs are not part of it."""
+    match settings.backend:
         case "tiny" | "blank":
             return []
         case "auto" | "diffusers":
-            return [pipeline(engine), *edit_pipeline(engine)]
+            return [pipeline(settings), *edit_pipeline(settings)]
         case "nunchaku":
             without = ("transformer",)
-            pipelines = [pipeline(engine, without=without), *edit_pipeline(engine, without=without)]
-            return [*pipelines, *_checkpoints(engine, generation)]
-
-
-def _checkpoints(engine: EngineSettings, generation: GenerationSettings) -> Iterator[Source]:
-    usual = next(iter(engine.checkpoints), None)
-    used = {mode.checkpoint or usual for mode in generation.modes.values()}
-    for name, settings in engine.checkpoints.items():
-        if name in used:
-            yield checkpoint(settings, name)
+            checkpoints = [checkpoint(one, name) for name, one in settings.checkpoints.items()]
+            return [pipeline(settings, without=without), *edit_pipeline(settings, without=without), *checkpoints]
 
 
 def read_index(index: Path, source: Source) -> list[str]:

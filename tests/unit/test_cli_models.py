@@ -23,7 +23,6 @@ from huggingface_hub import constants, file_download
 
 from tenkaigen_worker.cli import cli, model_files
 from tenkaigen_worker.config_engine import EngineSettings
-from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.engine import pull as pulling
 from tenkaigen_worker.engine.needs import needed
 from tenkaigen_worker.engine.weights import find_checkpoint, find_weights
@@ -72,7 +71,6 @@ SETTINGS: dict[str, Any] = {
         "model": "acme/fox",
         "checkpoints": {
             "base": {"repo": "acme/fox-int4", "file": "svdq-int4_r{rank}-fox.safetensors"},
-            "unused": {"repo": "acme/unused", "file": "unused.safetensors"},
         },
     }
 }
@@ -507,9 +505,16 @@ def test_ctrl_c_keeps_what_has_arrived(hub: Hub, tmp_path: Path, monkeypatch: py
     assert next(tmp_path.rglob(sha256_of(large))).read_bytes() == large
 
 
+def test_every_checkpoint_is_needed_because_the_engine_loads_only_with_all_of_them() -> None:
+    checkpoints = {"base": {"repo": "acme/fox-int4", "file": "base.safetensors"}, "other": {"file": "mine.safetensors"}}
+    engine = {"backend": "nunchaku", "model": "acme/fox", "checkpoints": checkpoints}
+    settings = [source.setting for source in needed(EngineSettings.model_validate(engine))]
+    assert settings == ["engine.model", "engine.checkpoints.base", "engine.checkpoints.other"]
+
+
 def test_the_model_for_edits_is_needed_for_what_is_its_own() -> None:
     settings = EngineSettings(backend="diffusers", edit_model="fox/edit", edit_revision="v1")
-    _, edits = needed(settings, GenerationSettings())
+    _, edits = needed(settings)
     assert (edits.setting, edits.place, edits.revision, edits.revision_setting) == (
         *("engine.edit_model", "fox/edit", "v1"),
         "engine.edit_revision",
@@ -518,8 +523,8 @@ def test_the_model_for_edits_is_needed_for_what_is_its_own() -> None:
     loaded = [pattern for pattern in edits.patterns(components) if pattern.endswith(".safetensors")]
     assert loaded == ["processor/*.safetensors", "transformer/*.safetensors"]
     quantised = settings.model_copy(update={"backend": "nunchaku"})
-    edits = needed(quantised, GenerationSettings())[1]
+    edits = needed(quantised)[1]
     assert [pattern for pattern in edits.patterns(components) if "*" in pattern and "*.json" not in pattern] == [
         *("processor/*.txt", "processor/*.safetensors")
     ]
-    assert len(needed(settings.model_copy(update={"edit_model": None}), GenerationSettings())) == 1
+    assert len(needed(settings.model_copy(update={"edit_model": None}))) == 1
