@@ -66,4 +66,4 @@ def _nothing() -> None:
 
 if __name__ == "__main__":
     asked = EngineSettings.model_validate_json(sys.stdin.read())
-    print(json.dumps({"machine": inspect_here().to_json(), "sizes": asdict(find_sizes(asked))}))
+    print(json.dumps({"machine": inspect_here(asked.device).to_json(), "sizes": asdict(find_sizes(asked))}))

@@ -35,6 +35,7 @@ from tenkaigen_worker.engine.checkpoints import Checkpoints
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.engine.int4_forward import bind_forward
 from tenkaigen_worker.engine.int4_transformer import check_file
+from tenkaigen_worker.engine.machine import Machine
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.errors import EngineError, InputError
 from tenkaigen_worker.recipe import AppliedLora, Recipe
@@ -489,7 +490,8 @@ def test_nothing_is_loaded_before_every_file_is_right(files: Path, monkeypatch: 
 
 
 def test_a_machine_without_what_it_takes_says_all_of_it_at_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine = Machine("3.11.9", torch="2.13.0+cpu", host_bytes=2**34, host_available_bytes=2**34)
+    monkeypatch.setattr(int4, "inspect_here", lambda device: machine)
 
     with pytest.raises(EngineError, match=r"nunchaku cannot be used here: torch: .*; nunchaku: "):
         load_backend(settings(files, device="auto"), alive=lambda: None)
