@@ -56,6 +56,7 @@ def forward(
     stream = None
     if manager is not None:
         stream = torch.cuda.current_stream(hidden_states.device)
+        manager.current_block_idx = 0  # a call that ran out of memory left it in the middle: blocks would be mixed up
         manager.initialize(stream)
     count = len(self.transformer_blocks)
     for index, block in enumerate(self.transformer_blocks):

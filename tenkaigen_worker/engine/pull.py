@@ -126,12 +126,15 @@ def fetch(files: Iterable[RemoteFile], report: Report, stop: threading.Event) ->
     """Fetch what is not here yet, several files at once.
 
     Raises ``EngineError``, and ``Stopped`` once ``stop`` is set; what has arrived stays, and is gone on with next time.
+    ``report`` is called by one thread at a time.
     """
+    speaking = threading.Lock()
 
     def watched(file: RemoteFile, phase: Phase, done: int) -> None:
         if stop.is_set():
             raise Stopped
-        report(file, phase, done)
+        with speaking:
+            report(file, phase, done)
 
     missing = {file.blob: file for file in files if file.bytes_here < file.bytes or file.partial.exists()}
     with ThreadPoolExecutor(AT_ONCE, "fetch") as threads:

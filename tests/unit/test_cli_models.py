@@ -24,7 +24,7 @@ from huggingface_hub import constants, file_download
 from tenkaigen_worker.cli import cli, model_files
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import pull as pulling
-from tenkaigen_worker.engine.needs import needed
+from tenkaigen_worker.engine.needs import Source, needed
 from tenkaigen_worker.engine.weights import find_checkpoint, find_weights
 from tests.unit.hub_server import COMMIT, Hub, cut_after, damaged, held, serving, sha256_of
 
@@ -503,6 +503,19 @@ def test_ctrl_c_keeps_what_has_arrived(hub: Hub, tmp_path: Path, monkeypatch: py
     assert run("pull").exit_code == 0
     assert hub.ranges(CHECKPOINT) == [None, f"bytes={arrived}-"]
     assert next(tmp_path.rglob(sha256_of(large))).read_bytes() == large
+
+
+def test_only_one_thread_at_a_time_says_how_far_it_is(hub: Hub) -> None:
+    """The engine's process says it over one socket."""
+    speaking = threading.Lock()
+
+    def report(file: pulling.RemoteFile, phase: pulling.Phase, done: int) -> None:
+        assert speaking.acquire(blocking=False)
+        for _ in range(20):
+            os.sched_yield()
+        speaking.release()
+
+    pulling.fetch(pulling.survey(Source("engine.model", "acme/fox")), report, threading.Event())
 
 
 def test_every_checkpoint_is_needed_because_the_engine_loads_only_with_all_of_them() -> None:
