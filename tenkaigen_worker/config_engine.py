@@ -69,7 +69,7 @@ class EngineSettings(Section):
     revision: Text | None = None
     edit_model: Text | None = None
     edit_revision: Text | None = None
-    checkpoints: dict[ModeName, CheckpointSettings] = CHECKPOINTS
+    checkpoints: Annotated[dict[ModeName, CheckpointSettings], Field(min_length=1)] = CHECKPOINTS
     nunchaku: NunchakuSettings = NunchakuSettings()
     device: Device = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"

@@ -33,6 +33,7 @@ _WANTED = {
     "path_type": "a path",
     "string_type": "text; put it in quotes",
     "string_too_short": "at least one character",
+    "too_short": "at least one entry",
     "tuple_type": "a list, such as [a, b]",
 }
 

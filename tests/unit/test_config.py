@@ -162,6 +162,7 @@ class TestWrongFiles:
         ("text", "problem"),
         [
             ("engine: {threads: many}", 'engine.threads: got "many", should be a whole number'),
+            ("engine: {checkpoints: {}}", "engine.checkpoints: got a mapping, should be at least one entry"),
             ("engine: {threads: 1.5}", "engine.threads: got 1.5, should be a whole number"),
             ("engine: {threads: '4'}", 'engine.threads: got "4", should be a whole number'),
             ("engine: {threads: 0}", "engine.threads: got 0, should be greater than or equal to 1"),
