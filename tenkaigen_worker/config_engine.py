@@ -75,7 +75,7 @@ class EngineSettings(Section):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     offload: Literal["auto", "none", "model", "sequential"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    max_batch: Annotated[int, Field(ge=1, le=8)] = 1
+    max_batch: Annotated[int, Field(ge=1, le=8)] = 1  # above 8 nunchaku's kernels end the process
     prompt_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024**2
     lora_cache_bytes: Annotated[int, Field(ge=0)] = 1024**3
     silence: PhaseLimits = PhaseLimits()

@@ -19,6 +19,7 @@ SIDE_STEP = 16  # pixels; the model's own grid
 MIN_SIDE = 64
 MAX_SIDE = 4096
 MAX_PIXELS = 2048 * 2048
+EDIT_PIXELS = 1024 * 1024  # what diffusers' QwenImageEditPlusPipeline scales each picture to that it changes
 SEEDS = 2**32
 WARM_UP_SIDE = 256
 

@@ -17,7 +17,7 @@ from tenkaigen_worker.errors import Code, FieldProblem, InputError
 from tenkaigen_worker.names import fold
 from tenkaigen_worker.offers import Announcement, Limits, Offer
 from tenkaigen_worker.plugin.types import AUTO, LoraUse
-from tenkaigen_worker.recipe import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SEEDS, SIDE_STEP
+from tenkaigen_worker.recipe import EDIT_PIXELS, MAX_PIXELS, MAX_SIDE, MIN_SIDE, SEEDS, SIDE_STEP
 from tenkaigen_worker.references.given import read_reference, read_strength
 from tenkaigen_worker.request_rules import MAX_TEXT
 
@@ -199,18 +199,25 @@ def read_request(fields: Mapping[str, Any], names: Names) -> Request:
     return request
 
 
-def check_size(width: int | None, height: int | None, limits: Limits, *, where: str) -> None:
+def check_size(width: int | None, height: int | None, limits: Limits, *, where: str, references: int = 0) -> None:
     """Raise :class:`~tenkaigen_worker.errors.InputError` when a picture of both sides, in pixels, is beyond the limits.
 
-    Sides that are not known yet pass. ``where`` says in words whose limits they are.
+    Sides that are not known yet pass. ``where`` says in words whose limits they are. An edit is drawn beside its
+    ``references``, so that their pixels count as well.
     """
-    if width is None or height is None or limits.max_pixels is None or limits.allow(width * height):
+    if width is None or height is None or limits.max_pixels is None:
         return
-    side = math.isqrt(limits.max_pixels) // SIDE_STEP * SIDE_STEP
-    text = f"{width} x {height} is {width * height} pixels, and {where} at most {limits.max_pixels}"
-    fitting = limits.max_pixels // width // SIDE_STEP * SIDE_STEP
-    instead = f": with width {width} it may be {fitting}" if fitting >= MIN_SIDE else ""
-    problem = FieldProblem("height", f"{text}, such as {side} x {side}{instead}")
+    pixels, left = width * height + references * EDIT_PIXELS, limits.max_pixels - references * EDIT_PIXELS
+    if limits.allow(pixels):
+        return
+    with_them = f" with its {references} reference{'s' * (references > 1)}" if references else ""
+    text = f"{width} x {height}{with_them} is {pixels} pixels, and {where} at most {limits.max_pixels}"
+    if left < MIN_SIDE * MIN_SIDE:
+        problem = FieldProblem("reference", f"{text}: give fewer of them, or use a worker with more memory")
+    else:
+        side, fitting = math.isqrt(left) // SIDE_STEP * SIDE_STEP, left // width // SIDE_STEP * SIDE_STEP
+        instead = f": with width {width} it may be {fitting}" if fitting >= MIN_SIDE else ""
+        problem = FieldProblem("height", f"{text}, such as {side} x {side}{instead}")
     raise InputError(str(problem), code=Code.TOO_LARGE, problems=[problem])
 
 

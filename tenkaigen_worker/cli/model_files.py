@@ -63,7 +63,6 @@ class Bars:
         total = sum({file.blob: file.bytes for file in files}.values())
         self._all = self._progress.add_task("all files", total=total, completed=sum(self._here.values()))
         self._tasks: dict[Path, TaskID] = {}
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -74,20 +73,17 @@ class Bars:
 
     def report(self, file: RemoteFile, phase: Phase, done: int) -> None:
         """Show how far a file is."""
-        with self._lock:
-            task = self._tasks.get(file.blob)
-            if task is None:
-                task = self._tasks[file.blob] = self._progress.add_task(file.name, total=file.bytes, completed=done)
-            words = {"fetching": file.name, "waiting": f"{file.name} (another process fetches it)"}
-            text = words.get(phase, f"{file.name} (checking)")
-            self._progress.update(
-                task, completed=done, description=text, visible=phase == "checking" or done < file.bytes
-            )
-            if phase != "checking":
-                self._here[file.blob] = done
-                self._progress.update(self._all, completed=sum(self._here.values()))
-            if phase == "here":
-                self._progress.console.print(f"fetched {file.name} ({decimal(file.bytes)})", soft_wrap=True)
+        task = self._tasks.get(file.blob)
+        if task is None:
+            task = self._tasks[file.blob] = self._progress.add_task(file.name, total=file.bytes, completed=done)
+        words = {"fetching": file.name, "waiting": f"{file.name} (another process fetches it)"}
+        text = words.get(phase, f"{file.name} (checking)")
+        self._progress.update(task, completed=done, description=text, visible=phase == "checking" or done < file.bytes)
+        if phase != "checking":
+            self._here[file.blob] = done
+            self._progress.update(self._all, completed=sum(self._here.values()))
+        if phase == "here":
+            self._progress.console.print(f"fetched {file.name} ({decimal(file.bytes)})", soft_wrap=True)
 
 
 def _bar() -> Progress:

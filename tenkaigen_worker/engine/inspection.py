@@ -53,7 +53,7 @@ async def inspect(settings: EngineSettings) -> Inspection:
 
 def look_here(settings: EngineSettings) -> Inspection:
     """Look at this machine; what is missing where ``auto`` takes ``nunchaku`` is what that one lacks. Imports torch."""
-    machine, sizes = inspect_here(), find_sizes(settings)
+    machine, sizes = inspect_here(settings.device), find_sizes(settings)
     if settings.backend == "auto" and sizes.measured and not missing("nunchaku", machine, settings, sizes):
         settings = settings.model_copy(update={"backend": "nunchaku"})
     return Inspection(machine, sizes, tuple(find_missing(settings)))

@@ -36,7 +36,7 @@ log = logging.getLogger("tenkaigen.engine")
 
 def nunchaku_is_ready(settings: EngineSettings) -> bool:
     """Whether ``backend: auto`` should take this one: nothing is missing here, and all files are present."""
-    problems: list[object] = list(missing("nunchaku", inspect_here(), settings))
+    problems: list[object] = list(missing("nunchaku", inspect_here(settings.device), settings))
     if not problems:
         try:
             _find_files(settings, download=False, alive=lambda: None)
@@ -52,11 +52,14 @@ def load_nunchaku(settings: EngineSettings, *, alive: Callable[[], None]) -> Qwe
     quiet_libraries()
     limit_threads(settings)
     _check_offload(settings)
-    machine = inspect_here()
+    machine = inspect_here(settings.device)
     _check(machine, settings, published(settings))
     device = choose_device(settings.device)
     dtype = _choose_dtype(settings)
     lock_gpu(device)
+    if device.type == "cuda":
+        # nunchaku's kernels run on the current device, wherever their tensors are: its C++ has no guard for it.
+        torch.cuda.set_device(device)
 
     stages = Stages(alive)
     with stages("files"):

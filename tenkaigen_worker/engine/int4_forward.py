@@ -36,7 +36,9 @@ def forward(
     """Predict the noise, B x image tokens x channels; the arguments are those of diffusers' transformer.
 
     ``encoder_hidden_states_mask``, B x text tokens, is true where a token is none of padding; ``None`` means that none
-    is. ``guidance`` and ``additional_t_cond`` are for variants of the model that nunchaku cannot load.
+    is. ``guidance`` and ``additional_t_cond`` are for variants of the model that nunchaku cannot load. B is at most 8,
+    as ``engine.max_batch`` is, and guidance a call of its own: with more the kernel of the modulation ends the process
+    (nunchaku's gemv_awq.cu).
     """
     assert timestep is not None  # noqa: S101 - diffusers' signature has a default here
     manager = self.offload_manager if self.offload else None
@@ -54,6 +56,7 @@ def forward(
     stream = None
     if manager is not None:
         stream = torch.cuda.current_stream(hidden_states.device)
+        manager.current_block_idx = 0  # a call that ran out of memory left it in the middle: blocks would be mixed up
         manager.initialize(stream)
     count = len(self.transformer_blocks)
     for index, block in enumerate(self.transformer_blocks):

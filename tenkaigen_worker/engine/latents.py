@@ -38,6 +38,11 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return (pixels[:, :, 0] * 0.5 + 0.5).clamp(0, 1)
 
 
+def to_rgb_bytes(image: torch.Tensor) -> bytes:
+    """Turn a picture, 3 x H x W with values from 0 to 1, into H x W x 3 bytes, rounded as diffusers does for PIL."""
+    return image.float().mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
+
+
 def _as_a_whole(vae: Any) -> bool:
     """Whether pictures go through in one piece; not with offload, which brings the VAE when its methods are called."""
     return not vae.use_tiling and not hasattr(vae, "_hf_hook")

@@ -24,7 +24,10 @@ CGROUP_LIMITS = (
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU that torch can use. ``sm`` is its compute capability: 86 for 8.6."""
+    """One GPU that torch can use. ``sm`` is its compute capability: 86 for 8.6.
+
+    ``free_bytes`` is known only of the GPU that is looked at for; of another one it is all that it has.
+    """
 
     name: str
     sm: int
@@ -58,8 +61,8 @@ class Machine:
 
     def gpu(self, device: str = "auto") -> Gpu | None:
         """The GPU that ``engine.device`` names; ``auto`` is the first. ``None`` when it is not there."""
-        number = int(device.partition(":")[2] or 0) if device not in ("auto", "cpu") else 0
-        return self.gpus[number] if device != "cpu" and number < len(self.gpus) else None
+        number = gpu_number(device)
+        return self.gpus[number] if number is not None and number < len(self.gpus) else None
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Machine:
@@ -79,10 +82,15 @@ class Problem:
         return f"{self.subject}: {self.found}. {self.remedy}"
 
 
-def inspect_here() -> Machine:
-    """Look at this machine; imports torch. Nothing that is missing raises."""
+def gpu_number(device: str) -> int | None:
+    """Which GPU ``engine.device`` names; ``auto`` is the first, ``cpu`` is none."""
+    return None if device == "cpu" else int(device.partition(":")[2] or 0)
+
+
+def inspect_here(device: str = "auto") -> Machine:
+    """Look at this machine, on which ``device`` is to be used; imports torch. Nothing that is missing raises."""
     total, available = host_memory()
-    version, cuda, gpus, fault = _torch()
+    version, cuda, gpus, fault = _torch(gpu_number(device))
     return Machine(
         python=platform.python_version(),
         torch=version,
@@ -100,7 +108,7 @@ def inspect_here() -> Machine:
     )
 
 
-def _torch() -> tuple[str | None, str | None, tuple[Gpu, ...], str | None]:
+def _torch(used: int | None) -> tuple[str | None, str | None, tuple[Gpu, ...], str | None]:
     try:
         import torch
     except Exception as error:  # a broken build raises whatever it likes
@@ -109,7 +117,9 @@ def _torch() -> tuple[str | None, str | None, tuple[Gpu, ...], str | None]:
     gpus = []
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(number)
-        free, total = torch.cuda.mem_get_info(number)
+        free = total = about.total_memory
+        if number == used:  # asking makes a CUDA context, which takes memory that another GPU's worker may have planned
+            free, total = torch.cuda.mem_get_info(number)
         gpus.append(Gpu(about.name, about.major * 10 + about.minor, total, free, str(about.uuid)))
     return torch.__version__, torch.version.cuda, tuple(gpus), None
 

@@ -100,17 +100,17 @@ def checkpoint(settings: CheckpointSettings, name: str | None = None) -> Source:
     return Source(setting, settings.repo, settings.revision, is_pipeline=False, file=settings.filename)
 
 
-def needed(engine: EngineSettings) -> list[Source]:
-    """List what must be there before the configured backend is ready; LoRAs are not part of it."""
-    match engine.backend:
+def needed(settings: EngineSettings) -> list[Source]:
+    """List what must be there for the configured backend to load; LoRAs are not part of it."""
+    match settings.backend:
         case "tiny" | "blank":
             return []
         case "auto" | "diffusers":
-            return [pipeline(engine), *edit_pipeline(engine)]
+            return [pipeline(settings), *edit_pipeline(settings)]
         case "nunchaku":
             without = ("transformer",)
-            pipelines = [pipeline(engine, without=without), *edit_pipeline(engine, without=without)]
-            return [*pipelines, *(checkpoint(settings, name) for name, settings in engine.checkpoints.items())]
+            checkpoints = [checkpoint(one, name) for name, one in settings.checkpoints.items()]
+            return [pipeline(settings, without=without), *edit_pipeline(settings, without=without), *checkpoints]
 
 
 def read_index(index: Path, source: Source) -> list[str]:

@@ -33,10 +33,11 @@ from tenkaigen_worker.engine.footprint import (
 )
 from tenkaigen_worker.engine.machine import GIB, Gpu, Machine, Problem
 from tenkaigen_worker.offers import Limits
-from tenkaigen_worker.recipe import MAX_PIXELS
+from tenkaigen_worker.recipe import EDIT_PIXELS, MAX_PIXELS
 
-# The most pictures that a job may ask for.
+# The most pictures that a job may ask for, and the most that one may change.
 MOST_TOGETHER = 8
+MOST_REFERENCES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Plan:
     ``transformer`` is ``resident``, or ``blocks``: then ``blocks_on_gpu`` of its blocks stay on the GPU, the others
     come when it is their turn, and LoRAs cannot be used. Pictures of more than ``tile_above_pixels`` are decoded tile
     by tile. ``room_bytes`` are for drawing; ``lora_bytes`` beside them for LoRAs of rank ``lora_rank`` in all.
+    ``largest_pixels`` can be drawn, an edit's references among them, and ``most_pixels`` may be asked for.
     ``host_peak_bytes`` is main memory, while loading.
     """
 
@@ -82,6 +84,7 @@ class Plan:
     lora_rank: int
     room_bytes: int
     largest_pixels: int
+    most_pixels: int
     host_peak_bytes: int
     sizes: Sizes
     text_encoder_bytes: int
@@ -90,8 +93,8 @@ class Plan:
 
     @property
     def limits(self) -> Limits:
-        """What the engine announces: no bound where all sizes fit that a request may ask for."""
-        return Limits(None if self.largest_pixels >= MAX_PIXELS else self.largest_pixels)
+        """What the engine announces: no bound where all fits that a request may ask for."""
+        return Limits(None if self.largest_pixels >= self.most_pixels else self.largest_pixels)
 
     def batch_at(self, pixels: int) -> int:
         """How many pictures of so many pixels can be drawn together; 0 when not even one fits."""
@@ -116,26 +119,29 @@ def make_plan(settings: EngineSettings, machine: Machine, sizes: Sizes) -> Plan:
     text_encoder_bytes = sizes.text_encoder if kept_as == "full" else round(sizes.text_encoder * NF4_SHARE)
 
     left = usable - sizes.vae - text_encoder_bytes
-    blocks, taken = _transformer(left, sizes)
+    usual = _usual_bytes(settings)
+    blocks, taken = _transformer(left, sizes, usual)
     left -= taken
     rank, lora_bytes = _loras(settings, left) if blocks == BLOCKS else (0, 0)
     room = left - lora_bytes
     host_peak = _host_peak(settings, sizes, blocks)
+    most = MAX_PIXELS + (MOST_REFERENCES * EDIT_PIXELS if settings.edit_model else 0)
     return Plan(
         transformer="resident" if blocks == BLOCKS else "blocks",
         blocks_on_gpu=blocks,
         text_encoder=kept_as,
-        tile_above_pixels=_largest(room, tiled=False),
+        tile_above_pixels=_largest(room, MAX_PIXELS, tiled=False),
         prompt_cache_bytes=settings.prompt_cache_bytes,
         lora_bytes=lora_bytes,
         lora_rank=rank,
         room_bytes=room,
-        largest_pixels=_largest(room, tiled=True),
+        largest_pixels=_largest(room, most, tiled=True),
+        most_pixels=most,
         host_peak_bytes=host_peak,
         sizes=sizes,
         text_encoder_bytes=text_encoder_bytes,
         usable_bytes=usable,
-        problems=(*_gpu_problems(gpu, kept_as, room), *_host_problems(machine, host_peak)),
+        problems=(*_gpu_problems(gpu, kept_as, usual - room), *_host_problems(machine, host_peak)),
     )
 
 
@@ -152,9 +158,13 @@ def _text_encoder(settings: EngineSettings, usable: int, sizes: Sizes) -> Litera
     return "full" if _loras(settings, left)[0] == USUAL_RANK else "nf4"
 
 
-def _transformer(left: int, sizes: Sizes) -> tuple[int, int]:
+def _usual_bytes(settings: EngineSettings) -> int:
+    """What the usual picture needs, which every plan leaves room for: where edits are made, with one reference."""
+    return drawing_bytes(USUAL_PIXELS + (EDIT_PIXELS if settings.edit_model else 0), tiled=True)
+
+
+def _transformer(left: int, sizes: Sizes, needed: int) -> tuple[int, int]:
     """How many blocks stay on the GPU, at least one, and what the transformer takes there."""
-    needed = drawing_bytes(USUAL_PIXELS, tiled=True)
     if sizes.transformer + needed <= left:
         return BLOCKS, sizes.transformer
     block = _block(sizes)
@@ -172,15 +182,15 @@ def _loras(settings: EngineSettings, left: int) -> tuple[int, int]:
 
     A branch that is appended to is copied first, and the LoRA is kept besides.
     """
-    spare = left - drawing_bytes(USUAL_PIXELS, tiled=True)
+    spare = left - _usual_bytes(settings)
     own = _rank(settings)
     rank = max(0, min(USUAL_RANK, (spare // LORA_BYTES_PER_RANK - own) // 2))
     return rank, (own + 2 * rank) * LORA_BYTES_PER_RANK if rank else 0
 
 
-def _largest(room: int, *, tiled: bool) -> int:
-    """The most pixels that can be drawn in so much room."""
-    sizes = range(PIXELS_PER_TOKEN, MAX_PIXELS + 1, PIXELS_PER_TOKEN)
+def _largest(room: int, most: int, *, tiled: bool) -> int:
+    """The most pixels, up to ``most``, that can be drawn in so much room."""
+    sizes = range(PIXELS_PER_TOKEN, most + 1, PIXELS_PER_TOKEN)
     fitting = bisect_right(sizes, room, key=lambda pixels: drawing_bytes(pixels, tiled=tiled))
     return fitting * PIXELS_PER_TOKEN
 
@@ -198,12 +208,11 @@ def _host_peak(settings: EngineSettings, sizes: Sizes, blocks: int) -> int:
     return base + max(sizes.transformer, (BLOCKS - blocks) * _block(sizes) + shard)
 
 
-def _gpu_problems(gpu: Gpu, text_encoder: str, room: int) -> Iterator[Problem]:
-    needed = drawing_bytes(USUAL_PIXELS, tiled=True)
-    if room >= needed:
+def _gpu_problems(gpu: Gpu, text_encoder: str, lacking: int) -> Iterator[Problem]:
+    if lacking <= 0:
         return
     in_use = gpu.total_bytes - RESERVE_BYTES - gpu.free_bytes
-    found = f"{gib(needed - room)} too little on {gpu.name}, which has {gib(gpu.total_bytes)} (estimate)"
+    found = f"{gib(lacking)} too little on {gpu.name}, which has {gib(gpu.total_bytes)} (estimate)"
     if in_use > 0:
         yield Problem(
             "GPU memory",
@@ -245,8 +254,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"text encoder: {gib(plan.text_encoder_bytes)}, {kind}, on the GPU; VAE: {gib(plan.sizes.vae)}"
     if plan.transformer == "resident":
         yield f"LoRAs: {gib(plan.lora_bytes)}, of rank {plan.lora_rank} in all"
+    edits = ", the references of an edit counted" if plan.most_pixels > MAX_PIXELS else ""
     yield (
-        f"drawing: {gib(plan.room_bytes)}; up to {megapixels(plan.largest_pixels)}, "
+        f"drawing: {gib(plan.room_bytes)}; up to {megapixels(plan.largest_pixels)}{edits}, "
         f"decoded in tiles above {megapixels(plan.tile_above_pixels)}; "
         f"at 1024 x 1024 up to {plan.batch_at(USUAL_PIXELS)} together"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -33,6 +34,8 @@ log = logging.getLogger("tenkaigen.engine")
 AT_ONCE = 4  # one connection rarely fills a data centre's line
 _CHUNK_BYTES = 1024**2
 _TRIES = 3
+
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 Phase = Literal["fetching", "waiting", "checking", "here"]
 
@@ -105,6 +108,10 @@ def survey(source: Source) -> list[RemoteFile]:
         wanted = list(filter_repo_objects(files, allow_patterns=patterns, key=lambda file: file.name))
         if not wanted:
             raise EntryNotFoundError(source.name)
+        for file in wanted:
+            # Both become paths here, and what a hub says is a stranger's word.
+            if not _DIGEST.fullmatch(file.digest) or ".." in file.name.split("/"):
+                raise engine_error(f"{source.setting}: the hub lists {file.name!r} of {source.name} without a checksum")
         return wanted
 
 
@@ -126,12 +133,15 @@ def fetch(files: Iterable[RemoteFile], report: Report, stop: threading.Event) ->
     """Fetch what is not here yet, several files at once.
 
     Raises ``EngineError``, and ``Stopped`` once ``stop`` is set; what has arrived stays, and is gone on with next time.
+    ``report`` is called by one thread at a time.
     """
+    speaking = threading.Lock()
 
     def watched(file: RemoteFile, phase: Phase, done: int) -> None:
         if stop.is_set():
             raise Stopped
-        report(file, phase, done)
+        with speaking:
+            report(file, phase, done)
 
     missing = {file.blob: file for file in files if file.bytes_here < file.bytes or file.partial.exists()}
     with ThreadPoolExecutor(AT_ONCE, "fetch") as threads:

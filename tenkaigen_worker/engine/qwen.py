@@ -28,10 +28,7 @@ from tenkaigen_worker.engine.reference import Reference, read_reference
 from tenkaigen_worker.engine.schedulers import make_scheduler
 from tenkaigen_worker.errors import Code, EngineError
 from tenkaigen_worker.offers import NO_LIMITS, Limits
-from tenkaigen_worker.recipe import Model, Recipe
-
-# Guidance needs a negative prompt; the model's authors use a single space for none.
-NO_NEGATIVE_PROMPT = " "
+from tenkaigen_worker.recipe import EDIT_PIXELS, Model, Recipe
 
 DEFAULTS = EngineSettings()
 
@@ -66,8 +63,7 @@ class QwenBackend:
 
     With ``checkpoints`` the pipeline comes with the usual one's transformer, and gets another when a recipe says so.
     ``tiles_above`` is how many pixels are decoded in one piece; ``limits`` is what the device can draw at all.
-    ``stages_ms`` is filled by whoever loads. ``processor`` is that of the pipeline for edits, where
-    they can be made.
+    ``stages_ms`` is filled by whoever loads. ``processor`` is that of the pipeline for edits, where they can be made.
     """
 
     def __init__(
@@ -203,7 +199,7 @@ class QwenBackend:
         recipe = run.recipe
         texts = {"": recipe.prompt}
         if recipe.guidance_scale > 1:
-            texts["negative_"] = recipe.negative_prompt or NO_NEGATIVE_PROMPT
+            texts["negative_"] = recipe.negative_prompt or " "  # what the model's authors use for none
         known = sum(self._prompts.knows(text, edit) for text in texts.values())
 
         started = time.monotonic()
@@ -259,7 +255,7 @@ class QwenBackend:
         run.go_on()
         run.report(Step("decode", index, 0, 1))
         started = time.monotonic()
-        pixels = to_rgb_bytes(latents.decode(self._pipe.vae, drawn)[0])
+        pixels = latents.to_rgb_bytes(latents.decode(self._pipe.vae, drawn)[0])
         if start.reference is not None:
             pixels = start.reference.keep_unmasked(pixels)
         run.go_on()
@@ -283,7 +279,9 @@ class QwenBackend:
     @contextmanager
     def _memory_for(self, recipe: Recipe, *, lean: bool) -> Iterator[None]:
         """Decode in tiles while ``lean`` or large; in the end leave no part of an offloaded model on the GPU."""
-        tiles = lean or (self._tiles_above is not None and recipe.width * recipe.height > self._tiles_above)
+        # Of an edit the VAE also sees its references, one after the other.
+        pixels = max(recipe.width * recipe.height, EDIT_PIXELS if recipe.references else 0)
+        tiles = lean or (self._tiles_above is not None and pixels > self._tiles_above)
         if lean:
             self._adapters.forget()
             free_memory(self._device)
@@ -295,11 +293,6 @@ class QwenBackend:
             self._pipe.maybe_free_model_hooks()
             if tiles:
                 self._pipe.vae.disable_tiling()
-
-
-def to_rgb_bytes(image: torch.Tensor) -> bytes:
-    """Turn a picture, 3 x H x W with values from 0 to 1, into H x W x 3 bytes, rounded as diffusers does for PIL."""
-    return image.float().mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
 
 
 def _milliseconds_since(started: float) -> int:

@@ -6,13 +6,11 @@ from math import sqrt
 
 from PIL import Image, ImageOps
 
-from tenkaigen_worker.recipe import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SIDE_STEP
+from tenkaigen_worker.recipe import EDIT_PIXELS, MAX_PIXELS, MAX_SIDE, MIN_SIDE, SIDE_STEP
 
 # The pipeline draws anew what is lighter than this.
 _WHITE = 128
 
-# What diffusers' QwenImageEditPlusPipeline scales each picture to, in pixels: more would be carried for nothing.
-EDIT_PIXELS = 1024 * 1024
 _EDIT_STEP = 32
 # How often as long as wide a picture of an edit may be. The pipeline scales it to 384 x 384 pixels in area as well, in
 # steps of 32: far narrower ones would end with no width at all.
@@ -66,7 +64,7 @@ def fit_reference(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def fit_edited(image: Image.Image) -> Image.Image:
     """Shrink a decoded picture to what an edit sees of it; never crop it. RGB, what is transparent becomes white.
 
-    Raises ``ValueError`` for one that is too narrow.
+    More pixels would be carried for nothing. Raises ``ValueError`` for one that is too narrow.
     """
     if max(image.size) > _EDIT_RATIO * min(image.size):
         has = " x ".join(map(str, image.size))

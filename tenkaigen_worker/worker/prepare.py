@@ -19,7 +19,7 @@ from tenkaigen_worker.loras.choose import choose, usable, why_not, with_trigger_
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.plugin.template_files import expand
 from tenkaigen_worker.plugin.types import PLACEHOLDER, Style
-from tenkaigen_worker.recipe import SEEDS, Model, Recipe, apply_style, choose_mode, resolve
+from tenkaigen_worker.recipe import EDIT_PIXELS, SEEDS, Model, Recipe, apply_style, choose_mode, resolve
 from tenkaigen_worker.references.fetch import Fetcher
 from tenkaigen_worker.references.resolve import Edited, Fitted, OwnJobs, References
 from tenkaigen_worker.request import Names, Request, check_size, every_spelling
@@ -138,6 +138,8 @@ async def prepared(
     words = _words(request, plugins)
     style = plugins.style(words.style, prompt=words.prompt)
     mode = choose_mode(request, style, sources.generation)
+    if sources.generation.modes[mode].edit and (why := sources.why_no_mode(mode, model)):
+        raise InputError.of([FieldProblem("mode", f"{mode} cannot be used here: {why}")])
     loras = choose(
         known=plugins.loras,
         settings=sources.lora_settings,
@@ -175,9 +177,10 @@ async def prepared(
 
 def _check_limits(recipe: Recipe, engine: EngineInfo) -> None:
     try:
-        check_size(recipe.width, recipe.height, engine.limits, where=f"{engine.device} has memory for")
+        where, references = f"{engine.device} has memory for", len(recipe.references)
+        check_size(recipe.width, recipe.height, engine.limits, where=where, references=references)
     except InputError as error:
-        raise BeyondLimits(error, recipe.width * recipe.height) from None
+        raise BeyondLimits(error, recipe.width * recipe.height + references * EDIT_PIXELS) from None
 
 
 @dataclass(frozen=True, slots=True)

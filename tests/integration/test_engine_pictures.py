@@ -20,7 +20,7 @@ from tenkaigen_worker.engine import latents
 from tenkaigen_worker.engine.backend import OutOfMemory, Stopped
 from tenkaigen_worker.engine.base import NO_INPUTS, Inputs, Picture, Step
 from tenkaigen_worker.engine.devices import fitting_batch
-from tenkaigen_worker.engine.qwen import QwenBackend, to_rgb_bytes
+from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.reference import read_reference
 from tenkaigen_worker.engine.tiny import build_pipeline, load_tiny
 from tenkaigen_worker.errors import EngineError, InputError
@@ -129,7 +129,9 @@ def test_the_weaker_the_closer_to_the_reference(backend: QwenBackend, inputs: In
     reference = read_reference(REFERENCE, inputs)
     assert reference is not None
     vae = backend._pipe.vae  # untrained: what it makes of a picture is far from it, but always the same
-    original = array(to_rgb_bytes(latents.decode(vae, latents.encode(vae, reference.pixels(), CPU).unsqueeze(2))[0]))
+    original = array(
+        latents.to_rgb_bytes(latents.decode(vae, latents.encode(vae, reference.pixels(), CPU).unsqueeze(2))[0])
+    )
     recipes = [replace(REFERENCE, strength=strength, steps=8) for strength in (0.125, 0.5, 1.0)]
     distances = [abs(array(draw(backend, recipe, inputs)) - original).mean() for recipe in recipes]
 

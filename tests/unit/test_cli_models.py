@@ -22,10 +22,11 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants, file_download
 
 from tenkaigen_worker.cli import cli, model_files
-from tenkaigen_worker.config_engine import CheckpointSettings, EngineSettings
+from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import pull as pulling
-from tenkaigen_worker.engine.needs import needed
+from tenkaigen_worker.engine.needs import Source, needed
 from tenkaigen_worker.engine.weights import find_checkpoint, find_weights
+from tenkaigen_worker.errors import EngineError
 from tests.unit.hub_server import COMMIT, Hub, cut_after, damaged, held, serving, sha256_of
 
 Run = Callable[..., Result]
@@ -514,10 +515,24 @@ def test_ctrl_c_keeps_what_has_arrived(hub: Hub, tmp_path: Path, monkeypatch: py
     assert next(tmp_path.rglob(sha256_of(large))).read_bytes() == large
 
 
-def test_every_checkpoint_is_needed_since_the_engine_looks_at_all_before_it_is_ready() -> None:
-    checkpoints = {name: CheckpointSettings(file=f"{name}.safetensors") for name in ("base", "in-no-mode")}
-    _, *files = needed(EngineSettings(backend="nunchaku", checkpoints=checkpoints))
-    assert [one.setting for one in files] == ["engine.checkpoints.base", "engine.checkpoints.in-no-mode"]
+def test_only_one_thread_at_a_time_says_how_far_it_is(hub: Hub) -> None:
+    """The engine's process says it over one socket."""
+    speaking = threading.Lock()
+
+    def report(file: pulling.RemoteFile, phase: pulling.Phase, done: int) -> None:
+        assert speaking.acquire(blocking=False)
+        for _ in range(20):
+            os.sched_yield()
+        speaking.release()
+
+    pulling.fetch(pulling.survey(Source("engine.model", "acme/fox")), report, threading.Event())
+
+
+def test_every_checkpoint_is_needed_because_the_engine_loads_only_with_all_of_them() -> None:
+    checkpoints = {"base": {"repo": "acme/fox-int4", "file": "base.safetensors"}, "other": {"file": "mine.safetensors"}}
+    engine = {"backend": "nunchaku", "model": "acme/fox", "checkpoints": checkpoints}
+    settings = [source.setting for source in needed(EngineSettings.model_validate(engine))]
+    assert settings == ["engine.model", "engine.checkpoints.base", "engine.checkpoints.other"]
 
 
 def test_the_model_for_edits_is_needed_for_what_is_its_own() -> None:
@@ -536,3 +551,20 @@ def test_the_model_for_edits_is_needed_for_what_is_its_own() -> None:
         *("processor/*.txt", "processor/*.safetensors")
     ]
     assert len(needed(settings.model_copy(update={"edit_model": None}))) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"lfs": {"sha256": "../../elsewhere", "size": 4, "pointerSize": 134}},
+        {"rfilename": "text_encoder/../../../elsewhere.json"},
+    ],
+)
+def test_what_a_hub_says_never_leads_out_of_the_cache(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, said: dict[str, object]
+) -> None:
+    honest = hub.siblings("acme/fox")
+    lying = [{**honest[-1], "rfilename": "vae/x.safetensors", **said}]
+    monkeypatch.setattr(Hub, "siblings", lambda *_: [*honest, *lying])
+    with pytest.raises(EngineError, match="without a checksum"):
+        pulling.survey(Source("engine.model", "acme/fox"))

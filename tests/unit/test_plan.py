@@ -93,6 +93,19 @@ def test_limits_are_the_largest_picture_that_still_fits() -> None:
     assert drawing_bytes(most, tiled=True) <= plan.room_bytes < drawing_bytes(most + 256, tiled=True)
 
 
+@pytest.mark.parametrize("rank", [32, 128])
+def test_a_worker_for_edits_has_room_for_a_picture_beside_its_reference(rank: int) -> None:
+    plan = plan_for(G5_XLARGE, rank=rank, edit_model="Qwen/Qwen-Image-Edit-2509")
+    most = plan.limits.max_pixels
+    assert most is not None
+    assert 2 * USUAL <= most < LARGEST + 3 * USUAL
+    assert any("the references of an edit counted" in line for line in plan.lines())
+
+
+def test_where_there_is_memory_for_every_edit_there_is_no_limit() -> None:
+    assert plan_for(with_gpu(L40S), edit_model="Qwen/Qwen-Image-Edit-2509").limits == Limits(None)
+
+
 def test_tiles_need_less_than_the_whole() -> None:
     assert drawing_bytes(LARGEST, tiled=True) < drawing_bytes(LARGEST, tiled=False)
     assert drawing_bytes(64 * 64, tiled=True) == drawing_bytes(64 * 64, tiled=False)

@@ -17,12 +17,13 @@ from PIL import Image
 from tenkaigen_worker.config import ReferenceSettings
 from tenkaigen_worker.engine.base import EngineInfo
 from tenkaigen_worker.errors import ConfigError, InputError
+from tenkaigen_worker.offers import Limits
 from tenkaigen_worker.plugin.types import Lora
 from tenkaigen_worker.recipe import Model
 from tenkaigen_worker.references.uploads import Uploads
 from tenkaigen_worker.request import read_request
 from tenkaigen_worker.storage.local import LocalStorage
-from tenkaigen_worker.worker.prepare import Prepared, Sources, prepared
+from tenkaigen_worker.worker.prepare import BeyondLimits, Prepared, Sources, prepared
 from tests.unit.examples import sources
 from tests.unit.lora_bytes import lora_bytes
 from tests.unit.pictures import encoded, gradient
@@ -78,15 +79,15 @@ def here(folder: Path, storage: LocalStorage) -> Sources:
     return sources(folder, storage=storage, generation={"modes": MODES}, state_dir=str(folder / "state"))
 
 
-async def settle(here: Sources, **fields: Any) -> Prepared:
+async def settle(here: Sources, engine: EngineInfo = ENGINE, **fields: Any) -> Prepared:
     request = read_request({"prompt": "a fox", **fields}, here.names)
-    async with prepared(request, here, ENGINE) as job:
+    async with prepared(request, here, engine) as job:
         return job
 
 
-async def complaint(here: Sources, **fields: Any) -> str:
+async def complaint(here: Sources, engine: EngineInfo = ENGINE, **fields: Any) -> str:
     with pytest.raises(InputError) as error:
-        await settle(here, **fields)
+        await settle(here, engine, **fields)
     return str(error.value)
 
 
@@ -309,16 +310,49 @@ REFERENCE = "upload:00000000-0000-7000-8000-000000000001"
 async def test_what_an_edit_needs_and_what_it_does_not_take(
     editing: Sources, fields: dict[str, Any], says: str
 ) -> None:
-    assert says in await complaint(editing, **fields)
+    assert says in await complaint(editing, replace(ENGINE, model=EDITOR), **fields)
+
+
+async def test_an_engine_that_makes_no_edits_says_so(editing: Sources) -> None:
+    says = await complaint(editing, mode="edit", reference=REFERENCE)
+    assert says.startswith("mode: edit cannot be used here: this engine makes no edits. Name the model")
+
+
+@pytest.mark.parametrize(
+    ("megapixels", "says"),
+    [
+        (
+            2,
+            "reference: 256 x 256 with its 3 references is 3211264 pixels, and cpu has memory for at most 2097152: "
+            "give fewer of them, or use a worker with more memory",
+        ),
+        (
+            3.03125,
+            "height: 256 x 256 with its 3 references is 3211264 pixels, and cpu has memory for at most 3178496, such "
+            "as 176 x 176: with width 256 it may be 128",
+        ),
+    ],
+)
+async def test_the_references_of_an_edit_need_memory_too(
+    editing: Sources, storage: LocalStorage, megapixels: float, says: str
+) -> None:
+    engine = replace(ENGINE, model=EDITOR, limits=Limits(round(megapixels * 2**20)))
+    first, *more = await three_uploads(storage)
+    fields = {"mode": "edit", "reference": first, "more_references": more, "width": 256, "height": 256}
+    with pytest.raises(BeyondLimits) as error:
+        await settle(editing, engine, **fields)
+    assert (str(error.value), error.value.pixels) == (says, 256 * 256 + 3 * 2**20)
+    await settle(editing, replace(engine, limits=Limits(error.value.pixels)), **fields)
 
 
 async def test_a_further_picture_that_is_wrong_is_named(editing: Sources, storage: LocalStorage) -> None:
     uploads = Uploads(storage, ReferenceSettings())
     good = str((await uploads.keep(encoded(gradient()), owner=None)).upload)
     narrow = str((await uploads.keep(encoded(gradient(330, 10)), owner=None)).upload)
-    fields = {"mode": "edit", "reference": good}
-    assert "more_references: you have no upload:" in await complaint(editing, **fields, more_references=[REFERENCE])
-    says = await complaint(editing, **fields, more_references=[narrow])
+    fields, engine = {"mode": "edit", "reference": good}, replace(ENGINE, model=EDITOR)
+    says = await complaint(editing, engine, **fields, more_references=[REFERENCE])
+    assert "more_references: you have no upload:" in says
+    says = await complaint(editing, engine, **fields, more_references=[narrow])
     assert says == "more_references: may be at most 32 times as long as wide; it has 330 x 10 pixels"
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from tenkaigen_worker.recipe import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SIDE_STEP
-from tenkaigen_worker.references.fit import EDIT_PIXELS, edit_size, fit_edited, fit_mask, fit_reference, fit_size
+from tenkaigen_worker.recipe import EDIT_PIXELS, MAX_PIXELS, MAX_SIDE, MIN_SIDE, SIDE_STEP
+from tenkaigen_worker.references.fit import edit_size, fit_edited, fit_mask, fit_reference, fit_size
 from tests.unit.pictures import gradient
 
 

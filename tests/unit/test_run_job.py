@@ -419,6 +419,17 @@ async def test_a_job_whose_names_another_worker_has_is_left_to_it(
     assert [record.action for record in caplog.records] == ["job_elsewhere"]  # type: ignore[attr-defined]
 
 
+async def test_an_edit_goes_to_a_worker_that_makes_edits(
+    queue: FakeQueue, workers: FakeWorkers, tools: Tools, tmp_path: Path
+) -> None:
+    quality = {"steps": 50, "guidance_scale": 4.0}
+    modes = {"quality": quality, "edit": {**quality, "edit": True}}
+    tools = replace(tools, sources=sources(tmp_path, generation={"modes": modes}))
+    workers.rows = [replace(WORKER, modes=("quality",)), replace(WORKER, modes=("quality", "edit"))]
+    await run(job(mode="edit", style=None, reference=f"upload:{uuid4()}"), tools)
+    assert queue.outcomes == [("released", FOR_OTHERS)]
+
+
 async def test_a_picture_beyond_its_limits_goes_to_a_worker_with_more_memory(
     queue: FakeQueue, workers: FakeWorkers, engine: FakeEngine, tools: Tools
 ) -> None:
