@@ -27,6 +27,22 @@ OLDEST = Path("/usr/lib/postgresql/15/bin")
 
 TEMPLATE = "tenkaigen_template"
 
+# A database of Supabase, before and after our migrations. A project made since 30 May 2026 grants new tables to nobody.
+SUPABASE = "supabase"
+NEW_SUPABASE = "supabase_new"
+MIGRATED_SUPABASE = "supabase_migrated"
+
+_GRANT_NOTHING = """
+ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public
+    REVOKE SELECT, INSERT, UPDATE, DELETE ON TABLES FROM anon, authenticated, service_role;
+ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public
+    REVOKE USAGE, SELECT ON SEQUENCES FROM anon, authenticated, service_role;
+ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public
+    REVOKE EXECUTE ON FUNCTIONS FROM anon, authenticated, service_role;
+"""
+
+SUPABASE_SQL = Path(__file__).with_name("supabase.sql")
+
 _numbers = count(1)
 
 
@@ -74,21 +90,64 @@ def server() -> Iterator[str]:
 
 
 async def _make_template(dsn: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    await connection.execute(f"CREATE DATABASE {TEMPLATE}")
-    await connection.close()
-    connection = await connect(DatabaseSettings(), dsn_of(dsn, TEMPLATE), "template")
+    await _execute(dsn, f"CREATE DATABASE {TEMPLATE}")
+    await _migrate(dsn_of(dsn, TEMPLATE))
+
+
+async def _migrate(dsn: str) -> None:
+    connection = await connect(DatabaseSettings(), dsn, "template")
     await migrate(connection)
     await connection.close()
 
 
 @pytest.fixture(scope="session")
+def supabase_server() -> Iterator[str]:
+    """DSN of a PostgreSQL 18 that looks like Supabase's, for its role ``postgres``, which is no superuser there."""
+    with running(embedded_binaries()) as dsn:
+        asyncio.run(_make_supabase(dsn))
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def oldest_supabase_server() -> Iterator[str]:
+    """The same as a PostgreSQL 15, as far as the machine has one."""
+    with running(_oldest_binaries()) as dsn:
+        asyncio.run(_make_supabase(dsn))
+        yield dsn
+
+
+@pytest.fixture(params=["supabase_server", "oldest_supabase_server"])
+def any_supabase_server(request: pytest.FixtureRequest) -> str:
+    """DSN of the newest and the oldest that looks like Supabase's, in turn."""
+    dsn: str = request.getfixturevalue(request.param)
+    return dsn
+
+
+async def _make_supabase(dsn: str) -> None:
+    """Give the server's own superuser its name there, and make the templates."""
+    admin = as_role(dsn, "supabase_admin")
+    await _execute(dsn, "CREATE ROLE installer LOGIN SUPERUSER")
+    await _execute(as_role(dsn, "installer"), "ALTER ROLE postgres RENAME TO supabase_admin")
+    await _execute(admin, "DROP ROLE installer")
+    for name in (SUPABASE, NEW_SUPABASE, MIGRATED_SUPABASE):
+        await _execute(admin, f"CREATE DATABASE {name}")
+        await _execute(dsn_of(admin, name), SUPABASE_SQL.read_text(encoding="utf-8"))
+        await _execute(admin, f"ALTER DATABASE {name} OWNER TO postgres")
+    await _execute(dsn_of(admin, NEW_SUPABASE), _GRANT_NOTHING)
+    await _migrate(dsn_of(dsn, MIGRATED_SUPABASE))
+
+
+@pytest.fixture(scope="session")
 def oldest_server() -> Iterator[str]:
     """DSN of a PostgreSQL 15, where the machine has one; a CI machine must."""
+    with running(_oldest_binaries()) as dsn:
+        yield dsn
+
+
+def _oldest_binaries() -> Path:
     if not OLDEST.is_dir():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("install the package postgresql-15")
-    with running(OLDEST) as dsn:
-        yield dsn
+    return OLDEST
 
 
 @pytest.fixture(params=["server", "oldest_server"])
@@ -101,6 +160,11 @@ def any_server(request: pytest.FixtureRequest) -> str:
 def dsn_of(server: str, database: str) -> str:
     """The DSN of another database on the same server."""
     return server.replace("/postgres?", f"/{database}?")
+
+
+def as_role(dsn: str, role: str) -> str:
+    """The same DSN for another role."""
+    return dsn.replace("//postgres@", f"//{role}@")
 
 
 @pytest.fixture
@@ -131,6 +195,12 @@ async def _execute(dsn: str, statement: str) -> None:
 async def database(server: str, make_database: Callable[..., Awaitable[str]]) -> str:
     """DSN of a fresh migrated database."""
     return await make_database(server, TEMPLATE)
+
+
+@pytest.fixture
+async def supabase(supabase_server: str, make_database: Callable[..., Awaitable[str]]) -> str:
+    """DSN of a fresh migrated database that looks like Supabase's, for its role ``postgres``."""
+    return await make_database(supabase_server, MIGRATED_SUPABASE)
 
 
 @pytest.fixture
