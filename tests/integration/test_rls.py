@@ -61,7 +61,9 @@ async def admin(supabase: str) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-async def any_admin(any_supabase_server: str, make_database: Callable[..., Awaitable[str]]) -> AsyncIterator[Connection]:
+async def any_admin(
+    any_supabase_server: str, make_database: Callable[..., Awaitable[str]]
+) -> AsyncIterator[Connection]:
     """The same on the newest and the oldest PostgreSQL."""
     async with _admin(await make_database(any_supabase_server, MIGRATED_SUPABASE)) as connection:
         yield connection
@@ -107,7 +109,10 @@ CALLERS = {"`anon`": ANON, "a user": USER, "`service_role`": SERVICE, "`tenkaige
 # What may be tried on jobs; each answers whose they are.
 ON_JOBS: Mapping[str, tuple[str, Collection[object]]] = {
     "`SELECT`": ("SELECT user_id FROM generation_jobs", ()),
-    "`INSERT`": ("INSERT INTO generation_jobs (prompt, user_id) VALUES ('a fox', $1) RETURNING user_id", WAITING.keys()),
+    "`INSERT`": (
+        "INSERT INTO generation_jobs (prompt, user_id) VALUES ('a fox', $1) RETURNING user_id",
+        WAITING.keys(),
+    ),
     "`UPDATE`": ("UPDATE generation_jobs SET cancel_requested_at = now() RETURNING user_id", ()),
     "`DELETE`": ("DELETE FROM generation_jobs RETURNING user_id", ()),
     "`cancel_generation_job(job_id)`": ("SELECT user_id FROM cancel_generation_job($1)", WAITING.values()),
@@ -189,19 +194,24 @@ async def test_matrix(any_admin: Connection) -> None:
     assert "\n".join(table) in API_DOC.read_text(encoding="utf-8")
 
 
-async def test_nothing_else_is_granted_to_anybody(any_admin: Connection) -> None:
+async def test_nothing_else_is_granted_to_anybody(admin: Connection) -> None:
     """Tables, columns, sequences and functions of the whole schema, also those of later migrations."""
     readable, writable = "SELECT", "DELETE, INSERT, SELECT, UPDATE"
     jobs, backoff = "generation_jobs", "generation_jobs_backoff(integer)"
     expected = {
-        "authenticated": {jobs: "SELECT", "cancel_generation_job(uuid)": "EXECUTE", "retry_generation_job(uuid)": "EXECUTE"},
-        "service_role": dict.fromkeys((jobs, *OTHER_TABLES[:3]), writable) | {OTHER_TABLES[3]: readable, backoff: "EXECUTE"},
+        "authenticated": {
+            jobs: "SELECT",
+            "cancel_generation_job(uuid)": "EXECUTE",
+            "retry_generation_job(uuid)": "EXECUTE",
+        },
+        "service_role": dict.fromkeys((jobs, *OTHER_TABLES[:3]), writable)
+        | {OTHER_TABLES[3]: readable, backoff: "EXECUTE"},
         "tenkaigen_worker": dict.fromkeys((jobs, "generation_workers"), writable)
         | dict.fromkeys(("generation_settings", "generation_user_limits", "tenkaigen_migrations"), readable)
         | {backoff: "EXECUTE"},
     }
 
-    rows = await any_admin.fetch("""
+    rows = await admin.fetch("""
         WITH ours AS (
             SELECT oid::regclass::text AS name, relowner AS owner,
                 coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner)) AS acl
@@ -221,8 +231,9 @@ async def test_nothing_else_is_granted_to_anybody(any_admin: Connection) -> None
     for row in rows:
         found.setdefault(row["role"], {})[row["name"]] = row["privileges"]
     assert found == expected
-    without = await any_admin.fetch(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND NOT relrowsecurity"
+    without = await admin.fetch(
+        "SELECT relname FROM pg_class "
+        "WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND NOT relrowsecurity"
     )
     assert not without
 
@@ -302,10 +313,10 @@ async def insert(connection: Connection | PoolConnectionProxy[asyncpg.Record], *
     return row
 
 
-async def test_every_column_is_either_the_users_or_refused(any_admin: Connection) -> None:
+async def test_every_column_is_either_the_users_or_refused(admin: Connection) -> None:
     columns = [
         row["attname"]
-        for row in await any_admin.fetch(
+        for row in await admin.fetch(
             "SELECT attname FROM pg_attribute WHERE attrelid = 'generation_jobs'::regclass AND attnum > 0"
         )
     ]
@@ -313,19 +324,19 @@ async def test_every_column_is_either_the_users_or_refused(any_admin: Connection
 
     for column in columns:
         if column in SETTABLE:
-            async with acting(any_admin, USER):
-                row = await insert(any_admin, **{"prompt": "a fox", column: SETTABLE[column]})
+            async with acting(admin, USER):
+                row = await insert(admin, **{"prompt": "a fox", column: SETTABLE[column]})
             assert row[column] == SETTABLE[column]
             assert row["user_id"] == MIA
         elif column in GUARDED:
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f"^not for users to set: {column}\n"):
-                async with acting(any_admin, USER):
-                    await insert(any_admin, **{"prompt": "a fox", column: GUARDED[column]})
+                async with acting(admin, USER):
+                    await insert(admin, **{"prompt": "a fox", column: GUARDED[column]})
         for caller in (ANON, USER):
             if caller is ANON or column == "seq":
                 with pytest.raises(asyncpg.InsufficientPrivilegeError, match="permission denied for table"):
-                    async with acting(any_admin, caller):
-                        await any_admin.execute(
+                    async with acting(admin, caller):
+                        await admin.execute(
                             f"INSERT INTO generation_jobs ({column}) OVERRIDING SYSTEM VALUE VALUES (NULL)"
                         )
 
@@ -341,9 +352,8 @@ async def test_the_documentation_names_the_columns(admin: Connection) -> None:
     assert named in " ".join(API_DOC.read_text(encoding="utf-8").split())
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
+async def test_what_a_user_may_not_say_is_refused_in_words(admin: Connection) -> None:
+    for columns, message in (
         ({"user_id": NOAH}, "user_id must be your own"),
         ({"retry_of": FAILED[NOAH]}, "retry_of must be a job of your own"),
         ({"retry_of": uuid4()}, "retry_of must be a job of your own"),
@@ -351,16 +361,12 @@ async def test_the_documentation_names_the_columns(admin: Connection) -> None:
         ({"expires_at": NOW - timedelta(days=1)}, "expires_at must be after run_at and within the next 30 days"),
         ({"expires_at": NOW + timedelta(days=31)}, "expires_at must be after run_at and within the next 30 days"),
         ({"status": "processing", "priority": 9}, "not for users to set: status, priority"),
-    ],
-)
-async def test_what_a_user_may_not_say_is_refused_in_words(
-    admin: Connection, columns: Mapping[str, Any], message: str
-) -> None:
-    with pytest.raises(asyncpg.PostgresError) as refused:
-        async with acting(admin, USER):
-            await insert(admin, prompt="a fox", **columns)
-    assert str(refused.value).splitlines()[0] == message
-    assert refused.value.sqlstate in ("42501", "22023")  # which PostgREST answers as 403 and 400
+    ):
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            async with acting(admin, USER):
+                await insert(admin, prompt="a fox", **columns)
+        assert str(refused.value).splitlines()[0] == message
+        assert refused.value.sqlstate in ("42501", "22023")  # which PostgREST answers as 403 and 400
 
 
 async def test_a_time_in_the_past_stands_in_front_of_nobody(admin: Connection) -> None:
