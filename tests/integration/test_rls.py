@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -320,7 +320,7 @@ async def test_every_column_is_either_the_users_or_refused(admin: Connection) ->
             "SELECT attname FROM pg_attribute WHERE attrelid = 'generation_jobs'::regclass AND attnum > 0"
         )
     ]
-    assert set(columns) <= SETTABLE.keys() | GUARDED.keys() | {"seq"}
+    assert set(columns) == SETTABLE.keys() | GUARDED.keys() | {"seq"}
 
     for column in columns:
         if column in SETTABLE:
@@ -341,14 +341,8 @@ async def test_every_column_is_either_the_users_or_refused(admin: Connection) ->
                         )
 
 
-async def test_the_documentation_names_the_columns(admin: Connection) -> None:
-    columns = {
-        row["attname"]
-        for row in await admin.fetch(
-            "SELECT attname FROM pg_attribute WHERE attrelid = 'generation_jobs'::regclass AND attnum > 0"
-        )
-    }
-    named = ", ".join(f"`{column}`" for column in SETTABLE if column in columns)
+def test_the_documentation_names_the_columns() -> None:
+    named = ", ".join(f"`{column}`" for column in SETTABLE)
     assert named in " ".join(API_DOC.read_text(encoding="utf-8").split())
 
 
