@@ -153,6 +153,7 @@ def _nunchaku(found: Inspection, engine: EngineSettings) -> Iterator[Finding]:
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
     from tenkaigen_worker.database.connect import look_for_pooler, open_pool, resolve_dsn
     from tenkaigen_worker.database.migrate import check_schema
+    from tenkaigen_worker.database.row_security import users_are_apart
 
     subject = "Postgres"
     try:
@@ -166,9 +167,23 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             subject = "Job table"
             await check_schema(pool)
             yield Finding(subject, "as this program needs it")
+            subject = "Users"
+            apart = await users_are_apart(pool)
+            if apart is not None:
+                yield _users(apart)
             yield await _listen(settings, dsn, pool)
     except TenkaigenError as error:
         yield Finding(subject, "not usable", str(error))
+
+
+def _users(apart: bool) -> Finding:
+    if apart:
+        return Finding("Users", "row-level security lets each see their own jobs")
+    return Finding(
+        "Users",
+        "nothing keeps them apart: this became a database of Supabase after it was migrated",
+        "Run: DELETE FROM tenkaigen_migrations WHERE version = 25; and then: tenkaigen migrate",
+    )
 
 
 async def _listen(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:

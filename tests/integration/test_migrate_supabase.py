@@ -11,8 +11,9 @@ import asyncpg
 import pytest
 
 from tenkaigen_worker.config import DatabaseSettings
-from tenkaigen_worker.database.connect import connect
+from tenkaigen_worker.database.connect import connect, open_pool
 from tenkaigen_worker.database.migrate import migrate
+from tenkaigen_worker.database.row_security import users_are_apart
 
 from ..conftest import MIGRATED_SUPABASE, NEW_SUPABASE, SUPABASE, as_role
 
@@ -159,7 +160,27 @@ async def test_jobs_are_published_once_where_that_is_allowed(
     await other.close()
 
 
-async def test_elsewhere_nothing_changes(server: str, database: str) -> None:
+async def test_a_database_that_became_one_of_supabase_later_is_found_and_closed(
+    supabase_server: str, make_database: Callable[..., Awaitable[str]]
+) -> None:
+    dsn = await make_database(supabase_server, SUPABASE)
+    admin = await connect(DatabaseSettings(), as_role(dsn, "supabase_admin"), "tests")
+    await admin.execute("ALTER FUNCTION auth.uid() RENAME TO not_there_yet")
+    owner = await connect(DatabaseSettings(), dsn, "tests")
+    await migrate(owner)
+    async with await open_pool(DatabaseSettings(), dsn, "tests") as pool:
+        assert await users_are_apart(pool) is None
+        await admin.execute("ALTER FUNCTION auth.not_there_yet() RENAME TO uid")
+        assert await users_are_apart(pool) is False
+
+        await owner.execute("DELETE FROM tenkaigen_migrations WHERE version = 25")
+        await migrate(owner)
+        assert await users_are_apart(pool) is True
+    await admin.close()
+    await owner.close()
+
+
+async def test_elsewhere_nothing_changes(database: str) -> None:
     connection = await connect(DatabaseSettings(), database, "tests")
     secured = await connection.fetch(
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relrowsecurity"
