@@ -22,10 +22,14 @@ from tenkaigen_worker.config_fields import (
     disagree,
 )
 from tenkaigen_worker.config_generation import GenerationSettings
+from tenkaigen_worker.config_storage import StorageSettings
 from tenkaigen_worker.errors import ConfigError
 from tenkaigen_worker.settings_sources import flatten, gather
 
 DEFAULT_FILE = Path("worker.yaml")
+
+# Names that the rest of the world has for settings of ours.
+ALIASES = {"SUPABASE_SECRET_KEY": ("storage", "supabase", "secret_key")}
 
 
 class DatabaseSettings(Section):
@@ -120,20 +124,6 @@ class ReferenceSettings(Section):
     keep_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     allowed_hosts: Annotated[tuple[HostPattern, ...], Field(strict=False)] = ()
     timeout_seconds: Seconds = 30
-
-
-class LocalStorageSettings(Section):
-    """Files in a folder, served by the API under ``/files``. ``public_url`` is where a browser finds that."""
-
-    path: FilePath | None = None
-    public_url: Text | None = None
-
-
-class StorageSettings(Section):
-    """Where finished files go."""
-
-    kind: Literal["local"] = "local"
-    local: LocalStorageSettings = LocalStorageSettings()
 
 
 class ResizeSettings(Section):
@@ -232,10 +222,10 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _pictures_have_an_address(self) -> Self:
-        if self.api.port == 0 and self.storage.local.public_url is None:
+        if self.api.port == 0 and self.storage.needs_the_api:
+            address = "local.public_url" if self.storage.kind == "local" else "supabase.files_url"
             raise disagree(
-                "with 0 nobody knows beforehand where pictures will be found: name a port, or set "
-                "storage.local.public_url",
+                f"with 0 nobody knows beforehand where pictures will be found: name a port, or set storage.{address}",
                 "api.port",
             )
         return self
@@ -262,7 +252,7 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
     that names every problem at once, one line each, and quotes no secret.
     """
     file = path if path is not None else DEFAULT_FILE if DEFAULT_FILE.exists() else None
-    sources = gather(Settings, file, os.environ if environ is None else environ)
+    sources = gather(Settings, file, os.environ if environ is None else environ, ALIASES)
     invalid: ValidationError | None = None
     try:
         settings = Settings.model_validate(sources.values)

@@ -40,6 +40,9 @@ HostPattern = Annotated[
 ]
 Device = Annotated[str, _matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0")]
 HubId = Annotated[str, _matches(r"[\w.-]+/[\w.-]+", "a name on the Hugging Face hub such as Qwen/Qwen-Image")]
+BucketName = Annotated[
+    str, _matches(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots, hyphens and underscores")
+]
 ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
 
 

@@ -1,4 +1,4 @@
-"""PNG files that carry their recipe."""
+"""Pictures as files: PNG that carries its recipe, and small WebP copies to look at."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ SAMPLERS = {BASE_SCHEDULER: "Euler"}
 # Two to four times as fast as Pillow's default, for a fifth to a third more bytes on pictures with some grain. Level 1
 # and the Z_RLE strategy save no more time here, and their files are larger.
 COMPRESSION = 2
+
+# The longest side of a thumbnail, in pixels.
+THUMBNAIL_SIDE = 512
+_THUMBNAIL_QUALITY = 80
 
 # IPTC's word for pictures made by a trained model: https://cv.iptc.org/newscodes/digitalsourcetype/
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -73,6 +77,15 @@ def encode_png(image: Image.Image, recipe: Recipe, *, seed: int) -> bytes:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=COMPRESSION, pnginfo=info)
+    return buffer.getvalue()
+
+
+def encode_thumbnail(image: Image.Image) -> bytes:
+    """Encode a small copy as WebP: 512 pixels on its longest side, or as many as there are; transparency is kept."""
+    small = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=_THUMBNAIL_QUALITY, xmp=XMP.encode())
     return buffer.getvalue()
 
 

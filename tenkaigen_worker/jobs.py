@@ -62,7 +62,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One finished picture: where it is, and what it is. ``width`` and ``height`` in pixels."""
+    """One finished picture: where it is, and what it is. ``width`` and ``height`` in pixels.
+
+    ``thumbnail_key`` and ``thumbnail_url`` are those of its small copy, which older rows do not have.
+    """
 
     index: int
     key: str
@@ -72,6 +75,8 @@ class Output:
     bytes: int
     sha256: str
     seed: int
+    thumbnail_key: str | None = None
+    thumbnail_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ SEPARATOR = "__"
 DISAGREE = "settings_disagree"
 """The type of the errors that a model raises about two of its keys, which stand in the error's context."""
 
+NO_ALIASES: Mapping[str, Key] = types.MappingProxyType({})
+
 # What pydantic says of a wrong type, in the words of a person who edits a file.
 _WANTED = {
     "bool_type": "true or false",
@@ -112,10 +114,13 @@ class Sources:
         return wanted if _is_secret(key, self.model) else f"got {_shown(details['input'])}, {wanted}"
 
 
-def gather(model: type[BaseModel], file: Path | None, environ: Mapping[str, str]) -> Sources:
+def gather(
+    model: type[BaseModel], file: Path | None, environ: Mapping[str, str], aliases: Mapping[str, Key] = NO_ALIASES
+) -> Sources:
     """Read the file, if there is one, and lay the environment over it.
 
-    What spoils single values is collected in ``problems``. Raises ``ConfigError`` when the file cannot be read at all.
+    ``aliases`` are further names of variables, for texts; our own names win over them. What spoils single values is
+    collected in ``problems``. Raises ``ConfigError`` when the file cannot be read at all.
     """
     try:
         document = read_document(file) if file else Document({}, {}, ())
@@ -126,6 +131,10 @@ def gather(model: type[BaseModel], file: Path | None, environ: Mapping[str, str]
     _fill_empty_sections(model, values)
 
     given, wrong = _environment(model, environ)
+    variables = {key: variable(key) for key in given}
+    for name, key in aliases.items():
+        if key not in given and environ.get(name, "").strip():
+            given[key], variables[key] = environ[name], name
     for key, value in given.items():
         _put(values, key, value)
     return Sources(
@@ -133,7 +142,7 @@ def gather(model: type[BaseModel], file: Path | None, environ: Mapping[str, str]
         values=values,
         file=file,
         lines=document.lines,
-        variables={key: variable(key) for key in given},
+        variables=variables,
         problems=(*problems, *wrong),
     )
 

@@ -47,10 +47,13 @@ class Submissions(Protocol):
 
 
 class Files(Protocol):
-    """Finished files that this process serves itself."""
+    """Finished files, which this process serves itself or knows the way to."""
 
     async def find(self, key: str) -> Path | None:
-        """The file under ``key``, or ``None``."""
+        """The file under ``key`` on this machine, or ``None``."""
+
+    async def link(self, key: str) -> str | None:
+        """A URL under which a browser finds the file now, or ``None``."""
 
 
 @dataclass(frozen=True, slots=True)

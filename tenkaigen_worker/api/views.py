@@ -53,6 +53,7 @@ def _output_body(output: Output) -> dict[str, Any]:
     return {
         "index": output.index,
         "url": output.url,
+        "thumbnail_url": output.thumbnail_url,
         "width": output.width,
         "height": output.height,
         "bytes": output.bytes,

@@ -48,15 +48,14 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.maintenance import maintain
     from tenkaigen_worker.plugin.manager import Plugins
     from tenkaigen_worker.references.uploads import Uploads, keep_uploads_young
-    from tenkaigen_worker.storage.factory import make_storage
+    from tenkaigen_worker.storage.factory import open_storage
 
     stop = asyncio.Event()
     on_stop(stop.set, stdin_too=until_stdin_closes)
 
     plugins = Plugins.load(settings.plugins)
-    async with opened(settings, "tenkaigen api") as pool:
+    async with opened(settings, "tenkaigen api") as pool, open_storage(settings) as storage:
         check = partial(check_schema, pool)
-        storage = make_storage(settings)
         uploads = Uploads(storage, settings.references)
         offers = Offers(PostgresWorkers(pool), plugins, settings.generation)
         parts = Parts(Submissions(pool), storage, uploads, plugins, offers, check)

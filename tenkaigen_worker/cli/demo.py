@@ -177,20 +177,22 @@ async def _half_mask(job: JobView, settings: Settings) -> str:
     from PIL import Image
 
     from tenkaigen_worker.references.uploads import Uploads, encode
-    from tenkaigen_worker.storage.factory import make_storage
+    from tenkaigen_worker.storage.factory import open_storage
 
     width, height = job.outputs[0].width, job.outputs[0].height
     mask = Image.new("L", (width, height), "black")
     mask.paste(255, (width // 2, 0, width, height))
-    kept = await Uploads(make_storage(settings), settings.references).keep(encode(mask), owner=None)
+    async with open_storage(settings) as storage:
+        kept = await Uploads(storage, settings.references).keep(encode(mask), owner=None)
     return str(kept.upload)
 
 
 async def _show(job: JobView, settings: Settings) -> Path:
     from tenkaigen_worker.images import read_recipe
-    from tenkaigen_worker.storage.factory import make_storage
+    from tenkaigen_worker.storage.factory import open_storage
 
-    path = await make_storage(settings).find(job.outputs[0].key)
+    async with open_storage(settings) as storage:
+        path = await storage.find(job.outputs[0].key)
     if path is None:
         raise TenkaigenError(f"The picture of job {job.id} is not where it was stored: {job.outputs[0].url}")
     made = read_recipe(path)

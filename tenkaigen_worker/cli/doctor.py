@@ -200,15 +200,13 @@ async def _listen(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:
 
 
 async def _storage(settings: Settings) -> AsyncIterator[Finding]:
-    from tenkaigen_worker.storage.factory import make_storage
+    from tenkaigen_worker.storage.factory import open_storage
 
-    storage = make_storage(settings)
     try:
-        yield Finding("Storage", await storage.check())
+        async with open_storage(settings) as storage:
+            yield Finding("Storage", await storage.check())
     except TenkaigenError as error:
-        yield Finding("Storage", "a probe file failed", str(error))
-    finally:
-        await storage.close()
+        yield Finding("Storage", "not usable", str(error))
 
 
 async def _plugins(settings: Settings) -> AsyncIterator[Finding]:

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from tenkaigen_worker.errors import DatabaseError, StorageError, TenkaigenError
-from tenkaigen_worker.jobs import FINAL, JobView, Output, Status
-from tenkaigen_worker.storage.local import LocalStorage
+from tenkaigen_worker.jobs import FINAL, JobView, Status
+from tenkaigen_worker.storage.base import Storage
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 10.0
@@ -110,7 +110,7 @@ class _Bars:
             )
 
 
-async def fetch(job: JobView, storage: LocalStorage, folder: Path | None) -> list[str]:
+async def fetch(job: JobView, storage: Storage, folder: Path | None) -> list[str]:
     """Copy a job's pictures into ``folder``; without one only say where they are.
 
     Answers paths, or URLs of pictures that lie elsewhere. Raises ``StorageError`` when one cannot be had.
@@ -122,18 +122,18 @@ async def fetch(job: JobView, storage: LocalStorage, folder: Path | None) -> lis
             places.append(str(kept or output.url))
         else:
             target = folder / f"{job.id}-{output.index}{PurePosixPath(output.key).suffix}"
-            await _save(output, kept, target)
+            await _save(kept or await storage.read(output.key) or await _download(output.url), target)
             places.append(str(target))
     return places
 
 
-async def _save(output: Output, kept: Path | None, target: Path) -> None:
+async def _save(source: Path | bytes, target: Path) -> None:
     try:
         await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
-        if kept is not None:
-            await asyncio.to_thread(shutil.copyfile, kept, target)
+        if isinstance(source, Path):
+            await asyncio.to_thread(shutil.copyfile, source, target)
         else:
-            await asyncio.to_thread(target.write_bytes, await _download(output.url))
+            await asyncio.to_thread(target.write_bytes, source)
     except OSError as error:
         reason = error.strerror or error
         raise StorageError(f"{target}: {reason}; choose another folder with --output") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.jobs import JobView
     from tenkaigen_worker.request import Request
-    from tenkaigen_worker.storage.local import LocalStorage
+    from tenkaigen_worker.storage.base import Storage
 
 APPLICATION = "tenkaigen jobs"
 
@@ -165,10 +166,15 @@ async def _submit(
 ) -> bool:
     from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.references.uploads import Uploads
-    from tenkaigen_worker.storage.factory import make_storage
+    from tenkaigen_worker.storage.factory import open_storage
 
-    async with opened(settings, APPLICATION) as pool:
-        kept = await keep_files(files, Uploads(make_storage(settings), settings.references))
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(opened(settings, APPLICATION))
+        kept: dict[str, str] = {}
+        if files or wait:
+            # Before anything is queued: its key may be missing.
+            storage = await stack.enter_async_context(open_storage(settings))
+            kept = await keep_files(files, Uploads(storage, settings.references))
         submissions = Submissions(pool)
         jobs = []
         for request in requests:
@@ -176,23 +182,21 @@ async def _submit(
             jobs.append(job)
             if not wait:
                 click.echo(job.id)
-        return await _wait(settings, submissions, jobs, output) if wait else True
+        return await _wait(storage, submissions, jobs, output) if wait else True
 
 
-async def _wait(settings: Settings, submissions: Submissions, jobs: Sequence[JobView], output: Path | None) -> bool:
+async def _wait(storage: Storage, submissions: Submissions, jobs: Sequence[JobView], output: Path | None) -> bool:
     """Follow the jobs to their end; answers whether all of them made their pictures."""
     from rich.console import Console
 
     from tenkaigen_worker.cli.follow import follow
-    from tenkaigen_worker.storage.factory import make_storage
 
-    storage = make_storage(settings)
     return all(
         [await _report(job, storage, output) async for job in follow(jobs, submissions.get, Console(stderr=True))]
     )
 
 
-async def _report(job: JobView, storage: LocalStorage, output: Path | None) -> bool:
+async def _report(job: JobView, storage: Storage, output: Path | None) -> bool:
     """Print where a job's pictures are, or why there are none; answers whether there are."""
     from tenkaigen_worker.cli.follow import fetch
     from tenkaigen_worker.errors import StorageError

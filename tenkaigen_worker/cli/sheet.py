@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.images import XMP, XMP_KEY
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.request import read_request
-from tenkaigen_worker.storage.factory import make_storage
+from tenkaigen_worker.storage.factory import open_storage
 from tenkaigen_worker.worker.prepare import NoJobs, Sources, prepared
 from tenkaigen_worker.worker.publish import post_process
 
@@ -36,11 +37,14 @@ async def make_sheet(
     """
     check_writable(output)
     plugins = Plugins.load(settings.plugins)
-    sources = Sources.of(settings, plugins, make_storage(settings), NoJobs())
-    requests = [read_request({**fields, "style": name}, sources.names) for name in names or plugins.style_names]
     pictures: list[tuple[str, Image.Image]] = []
-    engine = EngineProcess(settings.engine)
-    try:
+    async with AsyncExitStack() as stack:
+        storage = await stack.enter_async_context(open_storage(settings))
+        sources = Sources.of(settings, plugins, storage, NoJobs())
+        stack.push_async_callback(sources.lora_files.close)
+        requests = [read_request({**fields, "style": name}, sources.names) for name in names or plugins.style_names]
+        engine = EngineProcess(settings.engine)
+        stack.push_async_callback(engine.stop)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task("Loading the model", total=None)
             info = await engine.start()
@@ -55,9 +59,6 @@ async def make_sheet(
 
                     async for picture in engine.generate(job.recipe, job.inputs, on_step=show):
                         pictures.append((style, await post_process(picture, job.recipe, plugins)))
-    finally:
-        await sources.lora_files.close()
-        await engine.stop()
 
     side = requests[0].width or info.model.default_width
     save_sheet(output, pictures, side=side, columns=columns or math.ceil(math.sqrt(len(pictures))))

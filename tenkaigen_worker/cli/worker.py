@@ -57,7 +57,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
     from tenkaigen_worker.maintenance import maintain
     from tenkaigen_worker.metrics import Metrics
     from tenkaigen_worker.plugin.manager import Plugins
-    from tenkaigen_worker.storage.factory import make_storage
+    from tenkaigen_worker.storage.factory import open_storage
     from tenkaigen_worker.worker.announce import Announcer
     from tenkaigen_worker.worker.health import health_endpoint
     from tenkaigen_worker.worker.prepare import Sources
@@ -73,8 +73,7 @@ async def _run(settings: Settings, *, drain: bool, until_stdin_closes: bool) -> 
         pool = await stack.enter_async_context(await open_pool(settings.database, dsn, "tenkaigen worker"))
         await check_schema(pool)
 
-        storage = make_storage(settings)
-        stack.push_async_callback(storage.close)
+        storage = await stack.enter_async_context(open_storage(settings))
         spool = Spool(settings.state_dir / "spool", storage, settings.worker.publish_seconds)
         spool.check()
         engine = EngineProcess(settings.engine)

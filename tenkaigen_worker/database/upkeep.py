@@ -17,7 +17,9 @@ from tenkaigen_worker.jobs import Lease, Status
 
 # The files that a row names. Somebody else's hand may have written anything there.
 _NAMED = """ARRAY(
-    SELECT key #>> '{}' FROM jsonb_path_query(outputs, '$[*].key') AS key WHERE jsonb_typeof(key) = 'string'
+    SELECT key #>> '{}'
+    FROM (VALUES ('$[*].key'::jsonpath), ('$[*].thumbnail_key')) AS place (path), jsonb_path_query(outputs, path) AS key
+    WHERE jsonb_typeof(key) = 'string'
 ) AS named"""
 
 QUERIES = {name: text.replace("{named}", _NAMED) for name, text in load_queries("upkeep.sql").items()}

@@ -18,10 +18,10 @@ from tenkaigen_worker.errors import StorageError
 from tenkaigen_worker.references.decode import decode
 from tenkaigen_worker.references.given import Upload
 from tenkaigen_worker.storage.base import Storage
+from tenkaigen_worker.storage.keys import UPLOADS
 
 log = logging.getLogger("tenkaigen.references")
 
-FOLDER = "uploads"
 NOBODY = "anonymous"
 # How often to look for uploads that are too old, in seconds. Looking lists all of them.
 BETWEEN_SWEEPS = 3600.0
@@ -44,12 +44,7 @@ def made_at(upload_id: UUID) -> float:
 
 def upload_key(upload: Upload, owner: UUID | None) -> str:
     """Where storage keeps an upload: nobody finds it under another owner."""
-    return f"{FOLDER}/{owner or NOBODY}/{upload.id}.png"
-
-
-def is_upload(key: str) -> bool:
-    """Whether a key lies among the uploads, also on a disk that does not tell upper from lower case."""
-    return key.partition("/")[0].casefold() == FOLDER
+    return f"{UPLOADS}/{owner or NOBODY}/{upload.id}.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +93,7 @@ def encode(image: Image.Image) -> bytes:
 
 async def remove_old_uploads(storage: Storage, keep_days: float, *, now: float) -> int:
     """Remove uploads that are older than ``keep_days``, and answer how many."""
-    keys = await storage.list(f"{FOLDER}/")
+    keys = await storage.list(f"{UPLOADS}/")
     old = [key for key in keys if (made := _made(key)) is not None and made < now - keep_days * _DAY]
     await storage.delete(old)
     return len(old)

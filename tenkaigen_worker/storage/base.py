@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 
@@ -13,7 +14,7 @@ class Storage(Protocol):
     """
 
     async def put(self, key: str, data: bytes, *, content_type: str) -> str:
-        """Keep ``data`` under ``key`` and answer the URL a browser can load it from. The same bytes twice is fine."""
+        """Keep ``data`` under ``key`` and answer the URL for its row, good for ever. The same bytes twice is fine."""
 
     async def read(self, key: str) -> bytes | None:
         """The bytes kept under ``key``, or ``None`` when there are none."""
@@ -23,6 +24,12 @@ class Storage(Protocol):
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove files; a key that is not there is fine."""
+
+    async def find(self, key: str) -> Path | None:
+        """The file under ``key`` on this machine, or ``None`` when there is none here."""
+
+    async def link(self, key: str) -> str | None:
+        """A URL that a browser can load now, perhaps not for long; ``None`` when there is nothing under ``key``."""
 
     async def check(self) -> str:
         """Write, read and delete a probe file; answer in words where files go."""

@@ -15,10 +15,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tenkaigen_worker.errors import StorageError
+from tenkaigen_worker.storage.keys import check_key
 
 FILE_MODE = 0o644  # a web server under another user must be able to read what we keep
-_NAME_BYTES = 200  # per part of a key: file systems allow 255, and the temporary name is longer than the key's
-_KEY_BYTES = 1024
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
@@ -63,6 +62,10 @@ class LocalStorage:
         """Remove files, and the folders that they leave empty."""
         paths = [self._path(key) for key in keys]
         await asyncio.to_thread(self._delete, paths)
+
+    async def link(self, key: str) -> str | None:
+        """Where the API serves the file."""
+        return f"{self.base_url}/{quote(key)}" if await self.find(key) else None
 
     async def check(self) -> str:
         """Write, read and delete a probe file; answer where files go and how much room there is."""
@@ -138,22 +141,6 @@ class LocalStorage:
                     folder.rmdir()
                 except OSError:
                     break  # not empty, or already gone: somebody else's files, somebody else's work
-
-
-def check_key(key: str) -> None:
-    """Refuse a key that is not a plain relative path; raises a permanent ``StorageError`` that says why."""
-    parts = key.split("/")
-    if not all(parts):
-        why = "it must be relative, with no empty part between the slashes"
-    elif any(part.startswith(".") for part in parts):
-        why = "no part of it may begin with a dot"
-    elif not key.isprintable():
-        why = "it holds characters that cannot be printed"
-    elif len(key.encode()) > _KEY_BYTES or any(len(part.encode()) > _NAME_BYTES for part in parts):
-        why = f"it is longer than {_KEY_BYTES} bytes, or a part of it than {_NAME_BYTES}"
-    else:
-        return
-    raise StorageError(f"{key[:100]!r} cannot be a file's key: {why}", permanent=True)
 
 
 def _final_name(name: str) -> str | None:

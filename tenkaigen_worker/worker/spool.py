@@ -55,7 +55,7 @@ class Spool:
         with stream:
             yield SpoolFile(self._folder, stream)
 
-    async def upload(self, file: SpoolFile, key: str, job: Job) -> str:
+    async def upload(self, file: SpoolFile, key: str, job: Job, *, content_type: str = "image/png") -> str:
         """Store a picture under ``key`` and answer its URL, for as long as storage may take it on the next try.
 
         Raises ``InfrastructureError`` with code ``upload_failed`` after ``patience_seconds``, or at once when trying
@@ -75,12 +75,12 @@ class Spool:
             reraise=True,
         )
         try:
-            return await retrying(self._put, file, key)
+            return await retrying(self._put, file, key, content_type)
         except StorageError as error:
             raise InfrastructureError(Code.UPLOAD_FAILED, f"The picture could not be stored: {error}") from error
 
-    async def _put(self, file: SpoolFile, key: str) -> str:
-        return await self._storage.put(key, await in_thread(file.read), content_type="image/png")
+    async def _put(self, file: SpoolFile, key: str, content_type: str) -> str:
+        return await self._storage.put(key, await in_thread(file.read), content_type=content_type)
 
 
 class SpoolFile:

@@ -23,7 +23,6 @@ from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.workers import PostgresWorkers
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.references.uploads import Uploads
-from tenkaigen_worker.storage.factory import make_storage
 from tenkaigen_worker.storage.local import LocalStorage
 from tests.unit.examples import WORKER
 
@@ -38,7 +37,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def storage(settings: Settings) -> LocalStorage:
-    return make_storage(settings)
+    return LocalStorage(settings.state_dir / "files", "http://127.0.0.1:8000/files")
 
 
 @pytest.fixture

@@ -269,7 +269,10 @@ async def test_a_queued_job_says_how_long_it_will_wait(client: TestClient, table
 
 
 async def test_the_status_of_a_completed_job(client: TestClient, table: Table) -> None:
-    output = Output(0, "u/j/1-0-a.png", "http://x/files/u/j/1-0-a.png", 64, 48, 1234, "ab" * 32, 7)
+    small = "http://x/files/u/j/1-0-a.webp"
+    output = Output(
+        *(0, "u/j/1-0-a.png", "http://x/files/u/j/1-0-a.png", 64, 48, 1234, "ab" * 32, 7, "u/j/1-0-a.webp", small)
+    )
     done = replace(
         QUEUED,
         status=Status.COMPLETED,
@@ -282,9 +285,8 @@ async def test_the_status_of_a_completed_job(client: TestClient, table: Table) -
     body = await status_of(client, table, done)
     assert (body["status"], body["progress"], body["result_url"], body["demo"]) == ("completed", 1.0, output.url, True)
     assert body["completed_at"] == "2026-11-01T12:00:00+00:00"
-    assert body["outputs"] == [
-        {"index": 0, "url": output.url, "width": 64, "height": 48, "bytes": 1234, "sha256": "ab" * 32, "seed": 7}
-    ]
+    picture = {"index": 0, "url": output.url, "thumbnail_url": small, "width": 64, "height": 48, "bytes": 1234}
+    assert body["outputs"] == [{**picture, "sha256": "ab" * 32, "seed": 7}]
 
 
 async def test_a_canceled_job_reads_as_failed(client: TestClient, table: Table) -> None:

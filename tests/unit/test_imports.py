@@ -23,6 +23,7 @@ SETTINGS_AND_JOBS = {
     "config_fields",
     "config_engine",
     "config_generation",
+    "config_storage",
     "config",
     "offers",
 }
@@ -35,6 +36,7 @@ LAYERS = (
         "config_fields",
         "config_engine",
         "config_generation",
+        "config_storage",
         "config",
         "offers",
     },
@@ -55,6 +57,7 @@ ROWS_OF_FRIENDS = (
         "config_fields",
         "config_engine",
         "config_generation",
+        "config_storage",
         "config",
         "offers",
     },

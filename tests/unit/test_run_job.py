@@ -182,7 +182,8 @@ async def test_a_job_is_made_stored_and_completed(queue: FakeQueue, storage: Fak
     ((kind, completion),) = queue.outcomes
     assert kind == "completed"
     assert [output.seed for output in completion.outputs] == [41, 42]
-    assert {output.key for output in completion.outputs} == set(storage.files)
+    named = [(output.key, output.thumbnail_key) for output in completion.outputs]
+    assert {key for keys in named for key in keys} == set(storage.files)
     assert all(key.startswith(f"{UUID(int=7)}/{asked.id}/1-") for key in storage.files)
     assert completion.recipe["style"] == "Anime"
     assert completion.timings_ms.keys() >= {"prepare", "wait", "generate", "publish", "denoise"}
@@ -196,7 +197,7 @@ async def test_an_outcome_has_the_size_of_the_stored_picture(
 
     ((_, completion),) = queue.outcomes
     (output,) = completion.outputs
-    (png,) = storage.files.values()
+    png = storage.files[output.key]
     assert Image.open(BytesIO(png)).size == (output.width, output.height) == (300, 200)
     assert (completion.recipe["width"], completion.recipe["height"]) == (64, 64)
 
@@ -353,8 +354,8 @@ async def test_success_on_a_later_attempt_removes_what_earlier_ones_left(storage
     storage.files[f"{folder}/notes.txt"] = b"somebody else's"
     await run(asked, tools)
     assert f"{folder}/1-0-abc.png" not in storage.files
-    assert len([key for key in storage.files if key.startswith(f"{folder}/2-0-")]) == 1
-    assert len(storage.files) == 3
+    assert len([key for key in storage.files if key.startswith(f"{folder}/2-0-")]) == 2, "a picture and its thumbnail"
+    assert len(storage.files) == 4
 
 
 async def test_a_stop_after_completion_touches_no_file(queue: FakeQueue, storage: FakeStorage, tools: Tools) -> None:
@@ -367,7 +368,7 @@ async def test_a_stop_after_completion_touches_no_file(queue: FakeQueue, storage
     with pytest.raises(asyncio.CancelledError):
         await running
     assert [kind for kind, _ in queue.outcomes] == ["completed"]
-    assert len(storage.files) == 1
+    assert len(storage.files) == 2
 
 
 async def test_an_outcome_that_is_refused_for_good_fails_the_attempt(queue: FakeQueue, tools: Tools) -> None:

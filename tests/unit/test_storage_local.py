@@ -12,7 +12,7 @@ import pytest
 
 from tenkaigen_worker.config import Settings
 from tenkaigen_worker.errors import StorageError
-from tenkaigen_worker.storage.factory import make_storage
+from tenkaigen_worker.storage.factory import open_storage
 from tenkaigen_worker.storage.local import LocalStorage
 
 KEY = "u1/j1/3-0-abc.png"
@@ -252,13 +252,15 @@ async def test_check_names_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 async def test_the_factory_follows_the_settings(tmp_path: Path) -> None:
     settings = Settings.model_validate({"state_dir": tmp_path, "api": {"port": 9000}})
-    storage = make_storage(settings)
-    assert storage.root == tmp_path / "files"
-    assert storage.base_url == "http://127.0.0.1:9000/files"
+    async with open_storage(settings) as storage:
+        assert isinstance(storage, LocalStorage)
+        assert storage.root == tmp_path / "files"
+        assert storage.base_url == "http://127.0.0.1:9000/files"
     elsewhere = {"local": {"path": tmp_path / "x", "public_url": "https://shop.example/files/"}}
-    storage = make_storage(Settings.model_validate({"storage": elsewhere}))
-    assert storage.root == tmp_path / "x"
-    assert storage.base_url == "https://shop.example/files"
+    async with open_storage(Settings.model_validate({"storage": elsewhere})) as storage:
+        assert isinstance(storage, LocalStorage)
+        assert storage.root == tmp_path / "x"
+        assert storage.base_url == "https://shop.example/files"
 
 
 @pytest.mark.parametrize(
@@ -266,4 +268,12 @@ async def test_the_factory_follows_the_settings(tmp_path: Path) -> None:
     [("::1", "http://[::1]:8000/files"), ("0.0.0.0", "http://127.0.0.1:8000/files"), ("::", "http://[::1]:8000/files")],
 )
 async def test_the_url_can_be_loaded_in_a_browser(host: str, url: str) -> None:
-    assert make_storage(Settings.model_validate({"api": {"host": host}})).base_url == url
+    async with open_storage(Settings.model_validate({"api": {"host": host}})) as storage:
+        assert isinstance(storage, LocalStorage)
+        assert storage.base_url == url
+
+
+async def test_a_link_is_there_for_what_is_there(storage: LocalStorage) -> None:
+    url = await put(storage, KEY)
+    assert await storage.link(KEY) == url
+    assert await storage.link("u1/j1/none.png") is None
