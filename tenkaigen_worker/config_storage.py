@@ -46,12 +46,17 @@ class SupabaseStorageSettings(Section):
     def _keeps_the_key_secret(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or "@" in parts.netloc:
-            raise ValueError(f"should be the URL of a Supabase project, such as {_EXAMPLE}")
+        wanted = f"should be the URL of a Supabase project, such as {_EXAMPLE}"
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError(wanted) from None
+        if parts.scheme not in ("https", "http") or not host or parts.query or parts.fragment or "@" in parts.netloc:
+            raise ValueError(wanted)
         if parts.path.strip("/"):
             raise ValueError(f"should end with the host, as in {_EXAMPLE}: the path to storage is added to it")
-        if parts.scheme == "http" and not _is_near(parts.hostname):
+        if parts.scheme == "http" and not _is_near(host):
             raise ValueError("should begin with https://: over http the secret key could be read on the way")
         return url.rstrip("/")
 

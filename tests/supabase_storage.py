@@ -65,7 +65,7 @@ PASSING = tuple(fault for fault in Fault if fault is not Fault.HANGS)
 class Object:
     """One stored file, as it arrived."""
 
-    data: bytes | None  # None once forgotten
+    data: bytes | None
     mimetype: str
     cache_control: str
     sha256: str
@@ -86,13 +86,15 @@ class Bucket:
 class StandIn:
     """Buckets in memory. ``script`` has what the next requests meet; else a share of ``failing`` meets some fault.
 
-    ``down`` is what all of them meet. ``written`` counts how often each object was written, ``met`` the faults.
+    ``down`` is what all of them meet. Without ``remembers`` it keeps what files are, but not their bytes.
+    ``written`` counts how often each object was written, ``met`` the faults.
     """
 
-    def __init__(self, *, failing: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, *, failing: float = 0.0, seed: int = 0, remembers: bool = True) -> None:
         self.url = ""
+        self.remembers = remembers
         self.keys = {SECRET_KEY}
-        self.buckets: dict[str, Bucket] = {}
+        self.buckets = {"generated-designs": Bucket(public=True), "generation-uploads": Bucket(public=False)}
         self.failing = failing
         self.down: Fault | None = None
         self.script: deque[Fault | Answer | None] = deque()
@@ -105,6 +107,15 @@ class StandIn:
         self._random = random.Random(seed)
         self._under_way = 0
         self._closing = asyncio.Event()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What a command needs in its environment to keep its files here."""
+        return {
+            "TENKAIGEN_STORAGE__KIND": "supabase",
+            "TENKAIGEN_STORAGE__SUPABASE__URL": self.url,
+            "SUPABASE_SECRET_KEY": SECRET_KEY,
+        }
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[StandIn]:
@@ -268,9 +279,8 @@ class StandIn:
             return refuse(413, "Payload too large", message, "EntityTooLarge")
 
         cache_control = f"max-age={fields['cacheControl']}" if "cacheControl" in fields else "no-cache"
-        bucket.objects[key] = Object(
-            data, mimetype, cache_control, hashlib.sha256(data).hexdigest(), len(data), self._etag(data)
-        )
+        digest, kept = hashlib.sha256(data).hexdigest(), data if self.remembers else None
+        bucket.objects[key] = Object(kept, mimetype, cache_control, digest, len(data), self._etag(data))
         self.written[f"{name}/{key}"] += 1
         return web.json_response({"Id": str(uuid4()), "Key": f"{name}/{key}"})
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def config(ctx: click.Context, as_json: bool) -> None:
     """Print the settings in force and where each came from: the file and line, a variable, or the default.
 
-    Passwords are masked. Relative paths start at the working directory.
+    Passwords and keys are masked. Relative paths start at the working directory.
 
     \b
     Example:
@@ -47,7 +47,7 @@ def config(ctx: click.Context, as_json: bool) -> None:
 
 
 def _values(loaded: Loaded) -> dict[str, Any]:
-    """Every setting by its dotted key, as plain JSON values; of a secret URL only where it points."""
+    """Every setting by its dotted key, as plain JSON values; of a secret URL only where it points, of a key nothing."""
     from pydantic import SecretStr
 
     from tenkaigen_worker.redact import mask_urls
@@ -55,7 +55,8 @@ def _values(loaded: Loaded) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, SecretStr):
-            return mask_urls(value.get_secret_value())
+            text = value.get_secret_value()
+            return mask_urls(text) if "://" in text or text == "embedded" else "***"
         if isinstance(value, tuple):
             return [plain(item) for item in value]
         return value if value is None or isinstance(value, str | int | float) else str(value)

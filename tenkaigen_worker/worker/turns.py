@@ -11,7 +11,8 @@ from uuid import UUID
 from tenkaigen_worker.errors import EngineError
 from tenkaigen_worker.worker.in_hand import JobInHand
 
-# Pictures wait in the spool until they are stored: past this many jobs, storage is slower than the engine.
+# Pictures wait in the spool until they are stored. Past this many jobs storage is slower than the engine, which waits
+# then, too.
 PUBLISHING_AT_MOST = 2
 # Jobs that are prepared or run at once, when one after the other is slow to prepare.
 HELD_AT_MOST = 3
@@ -44,6 +45,7 @@ class EngineTurns:
         self._coming: dict[JobInHand, bool] = {}
         self._running: JobInHand | None = None
         self._publishing: set[JobInHand] = set()
+        self._unpublished = asyncio.Semaphore(PUBLISHING_AT_MOST)
         self._changed = asyncio.Event()
         self._freed_at = monotonic()
         self._failed: set[UUID] = set()
@@ -86,18 +88,21 @@ class EngineTurns:
     def leave(self, hand: JobInHand) -> None:
         """Forget a job that has its outcome."""
         self._coming.pop(hand, None)
-        self._publishing.discard(hand)
+        if hand in self._publishing:
+            self._publishing.remove(hand)
+            self._unpublished.release()
         self.changed()
 
     @asynccontextmanager
     async def at_engine(self, hand: JobInHand) -> AsyncIterator[None]:
         """Wait for the engine and keep it; afterwards the job counts as publishing until it leaves.
 
-        Raises :class:`EngineBusy` when the engine does not come free in time: another worker may be idle.
+        Raises :class:`EngineBusy` when the engine, or the storage behind it, does not come free in time: another worker
+        may be idle.
         """
         try:
             async with asyncio.timeout(START_WITHIN_SECONDS):
-                await self._engine.acquire()
+                await self._take_engine()
         except TimeoutError:
             raise EngineBusy from None
 
@@ -118,3 +123,11 @@ class EngineTurns:
             self._publishing.add(hand)
             self.changed()
             self._engine.release()
+
+    async def _take_engine(self) -> None:
+        await self._unpublished.acquire()
+        try:
+            await self._engine.acquire()
+        except BaseException:
+            self._unpublished.release()
+            raise

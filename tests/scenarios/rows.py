@@ -23,9 +23,11 @@ async def until_final(pool: asyncpg.Pool, job_id: UUID) -> asyncpg.Record:
     return await pool.fetchrow("SELECT * FROM generation_jobs WHERE id = $1", job_id)
 
 
-async def until_none_open(pool: asyncpg.Pool, job_id: UUID | None = None) -> None:
+async def until_none_open(
+    pool: asyncpg.Pool, job_id: UUID | None = None, *, patience: float = PATIENCE_SECONDS
+) -> None:
     """Wait until every job, or the one that is named, has its outcome."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(patience):
         while True:
             open_jobs = await pool.fetch("SELECT id FROM generation_jobs WHERE status IN ('queued', 'processing')")
             if not [row for row in open_jobs if job_id in (None, row["id"])]:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.scenarios.program import PATIENCE_SECONDS, Program, Start
 from tests.scenarios.rows import POLL_SECONDS, insert, until_final, until_none_open
+from tests.supabase_storage import Fault, StandIn
 
 
 @pytest.fixture
@@ -68,6 +69,36 @@ async def test_pictures_wait_for_storage_and_are_made_once(start: Start, pool: a
     assert {(row["status"], row["attempt"], row["lease_token"]) for row in rows} == {("completed", 1, 1)}
     assert said(worker, "job_generating") == 4
     assert names(files) == sorted(output["key"] for row in rows for output in row["outputs"])
+
+
+async def test_supabase_is_away_for_ten_minutes_under_load(start: Start, pool: asyncpg.Pool) -> None:
+    """Ten leases long: with the default lease of a minute, ten minutes. Jobs keep coming meanwhile."""
+    async with StandIn().serving() as server:
+        worker = await start("worker", **server.environ, TENKAIGEN_WORKER__LEASE_SECONDS="1.2")
+        await worker.until("worker_ready")
+        await insert(pool, "A phoenix, before")
+        await worker.until("job_completed")
+
+        server.down = Fault.PAGE_503
+        began = await pool.fetchval("SELECT now()")
+        for number in range(20):
+            await insert(pool, f"A unicorn, take {number}")
+        await worker.until("upload_waits", times=2)
+        await until(pool, f"now() > '{began}'::timestamptz + interval '12 seconds'")
+        # Two jobs wait for storage, and the engine has stopped. A third may have been claimed ahead, and is given back.
+        assert said(worker, "job_generating") == 3
+        assert said(worker, "job_claimed") - said(worker, "job_released") == 3
+        assert await pool.fetchval("SELECT count(*) FROM generation_jobs WHERE stage = 'publishing'") == 2
+
+        server.down = None
+        await until_none_open(pool)
+        rows = await pool.fetch("SELECT status, attempt, outputs FROM generation_jobs")
+        assert {(row["status"], row["attempt"]) for row in rows} == {("completed", 1)}
+        assert said(worker, "job_generating") == len(rows) == 21
+        outputs = [output for row in rows for output in row["outputs"]]
+        named = {output[kind] for output in outputs for kind in ("key", "thumbnail_key")}
+        assert {f"generated-designs/{key}" for key in named} == {name for name, _ in server.objects()}
+        assert set(server.written.values()) == {1}
 
 
 async def test_a_job_is_canceled_while_it_waits_for_storage(start: Start, pool: asyncpg.Pool, files: Path) -> None:

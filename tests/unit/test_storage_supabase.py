@@ -59,7 +59,7 @@ class Cloud:
 async def stand_in_cloud(stack: AsyncExitStack) -> tuple[Cloud, StandIn]:
     server = await stack.enter_async_context(StandIn().serving())
     cloud = Cloud(server.url, SECRET_KEY, stack=stack)
-    server.buckets = {cloud.bucket: Bucket(True), cloud.private: Bucket(False), cloud.uploads: Bucket(False)}
+    server.buckets[cloud.private] = Bucket(public=False)
     return cloud, server
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tenkaigen_worker.engine.base import Step
 from tenkaigen_worker.worker.in_hand import JobInHand
-from tenkaigen_worker.worker.turns import PUBLISHING_AT_MOST, SLOW_AFTER_SECONDS, EngineTurns
+from tenkaigen_worker.worker.turns import PUBLISHING_AT_MOST, SLOW_AFTER_SECONDS, EngineBusy, EngineTurns
 from tests.unit.examples import Clock, claimed
 
 
@@ -124,6 +124,32 @@ async def test_stops_claiming_while_storage_is_slower_than_the_engine(claim: Cal
     assert turns.may_claim()
 
 
+async def test_a_job_claimed_ahead_waits_for_storage_too(
+    claim: Callable[[], JobInHand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = EngineTurns(3.0, on_gap=lambda seconds: None)
+    first, second, ahead = claim(), claim(), claim()
+    for hand in (first, second):
+        turns.expect(hand)
+    turns.expect(ahead)
+    for hand in (first, second):
+        async with turns.at_engine(hand):
+            pass
+
+    leave, entered = asyncio.Event(), asyncio.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr("tenkaigen_worker.worker.turns.START_WITHIN_SECONDS", 0)
+        with pytest.raises(EngineBusy):
+            await enter(turns, ahead, leave, entered)
+    assert not entered.is_set()
+
+    waiting = asyncio.create_task(enter(turns, ahead, leave, entered))
+    turns.leave(first)
+    await entered.wait()
+    leave.set()
+    await waiting
+
+
 async def test_reports_a_gap_only_between_jobs_that_followed_each_other(claim: Callable[[], JobInHand]) -> None:
     gaps: list[float] = []
     turns = EngineTurns(3.0, on_gap=gaps.append)
@@ -136,6 +162,7 @@ async def test_reports_a_gap_only_between_jobs_that_followed_each_other(claim: C
     await asyncio.gather(task, follower)
     assert len(gaps) == 1
 
+    turns.leave(first)
     task, leave = await at_engine(turns, later)
     leave.set()
     await task
