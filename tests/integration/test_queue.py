@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -21,7 +22,7 @@ REFUSED = Failure(Code.REFUSED, "Not for us.")
 DONE = Completion(
     outputs=(
         Output(0, "a/1-0.png", "/files/a/1-0.png", 96, 64, 1234, "ab" * 32, 7),
-        Output(1, "a/1-1.png", "/files/a/1-1.png", 96, 64, 2345, "cd" * 32, 8),
+        Output(1, "a/1-1.png", "/files/a/1-1.png", 96, 64, 2345, "cd" * 32, 8, "a/1-1.webp", "/files/a/1-1.webp"),
     ),
     recipe={"prompt": "A phoenix, anime", "width": 96, "height": 64},
     timings_ms={"denoise": 900},
@@ -173,6 +174,7 @@ async def test_completing_writes_the_outcome(pool: asyncpg.Pool[Any], queue: Que
     assert stored["outputs"][1] == {
         **{"index": 1, "key": "a/1-1.png", "url": "/files/a/1-1.png", "width": 96, "height": 64},
         **{"bytes": 2345, "sha256": "cd" * 32, "seed": 8},
+        **{"thumbnail_key": "a/1-1.webp", "thumbnail_url": "/files/a/1-1.webp"},
     }
     assert (stored["recipe"], stored["timings_ms"]) == (dict(DONE.recipe), {"denoise": 900})
     assert stored["completed_at"] >= stored["started_at"]
@@ -190,6 +192,16 @@ async def test_what_a_job_made_is_told_to_its_user_alone(pool: asyncpg.Pool[Any]
             made = await queue.made(job_id, user_id=user_id)
             assert made == (Made(Status.COMPLETED, DONE.outputs) if user_id == owner else None)
     assert await queue.made(UUID(int=1), user_id=None) is None
+
+
+async def test_pictures_of_older_rows_have_no_thumbnail(pool: asyncpg.Pool[Any], queue: Queue) -> None:
+    job_id = await insert(pool)
+    assert await queue.complete((await claimed(queue)).lease, DONE)
+    await pool.execute("UPDATE generation_jobs SET outputs = outputs #- '{1,thumbnail_key}' #- '{1,thumbnail_url}'")
+
+    made = await PostgresQueue(pool, "worker-1", lease_seconds=60).made(job_id, user_id=None)
+    assert made is not None
+    assert made.outputs[1] == replace(DONE.outputs[1], thumbnail_key=None, thumbnail_url=None)
 
 
 async def test_completing_again_after_a_lost_reply_is_success(pool: asyncpg.Pool[Any], queue: Queue) -> None:

@@ -12,6 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.config import ApiSettings
+from tenkaigen_worker.errors import StorageError
 from tenkaigen_worker.storage.local import LocalStorage
 
 KEY = "u1/j1/3-0-abc.png"
@@ -133,3 +134,57 @@ async def test_nothing_else_can_be_read(client: TestClient, storage: LocalStorag
     (storage.root / "link.png").symlink_to(storage.root.parent / "secret.png")
     (storage.root / "up").symlink_to(storage.root.parent)
     assert await raw_get(client, path) == 404
+
+
+class Elsewhere:
+    """Files that this machine does not have; ``links`` are good for a while."""
+
+    def __init__(self) -> None:
+        self.links = {KEY: "https://ref.supabase.co/storage/v1/object/sign/x?token=abc"}
+        self.error: StorageError | None = None
+
+    async def find(self, key: str) -> Path | None:
+        return None
+
+    async def link(self, key: str) -> str | None:
+        if self.error:
+            raise self.error
+        return self.links.get(key)
+
+
+@pytest.fixture
+async def elsewhere() -> AsyncIterator[tuple[TestClient, Elsewhere]]:
+    files = Elsewhere()
+    files.links["uploads/anonymous/x.png"] = "https://ref.supabase.co/nobody-may-know"
+    parts = Parts(None, files, None, None, None, None)  # type: ignore[arg-type]
+    async with TestClient(TestServer(make_app(parts, ApiSettings()))) as client:
+        yield client, files
+
+
+async def test_a_file_in_another_place_is_found_by_a_link_of_the_moment(
+    elsewhere: tuple[TestClient, Elsewhere],
+) -> None:
+    client, files = elsewhere
+    response = await client.get(f"/files/{KEY}", allow_redirects=False)
+    assert (response.status, response.headers["Location"]) == (302, files.links[KEY])
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("key", ["u1/j1/none.png", "uploads/anonymous/x.png", "Uploads/anonymous/x.png"])
+async def test_there_is_no_way_to_what_is_not_there_or_private(
+    elsewhere: tuple[TestClient, Elsewhere], key: str
+) -> None:
+    client, _ = elsewhere
+    response = await client.get(f"/files/{key}", allow_redirects=False)
+    assert (response.status, (await response.json(content_type=None))["code"]) == (404, "file_not_found")
+
+
+@pytest.mark.parametrize(("permanent", "status"), [(True, 404), (False, 503)])
+async def test_a_place_that_does_not_answer(
+    elsewhere: tuple[TestClient, Elsewhere], permanent: bool, status: int
+) -> None:
+    client, files = elsewhere
+    files.error = StorageError("the bucket is away", permanent=permanent)
+    response = await client.get(f"/files/{KEY}", allow_redirects=False)
+    assert response.status == status
+    assert "bucket" not in await response.text()

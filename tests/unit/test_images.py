@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from tenkaigen_worker.cli import cli
 from tenkaigen_worker.errors import PictureError
-from tenkaigen_worker.images import MadeFrom, encode_png, parameters, read_recipe
+from tenkaigen_worker.images import MadeFrom, encode_png, encode_thumbnail, parameters, read_recipe
 from tenkaigen_worker.recipe import Recipe
 from tests.unit.pictures import chunk
 
@@ -175,6 +175,27 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
         read_recipe(tmp_path / "nowhere.png")
     with pytest.raises(PictureError, match="cannot be read: Is a directory"):
         read_recipe(tmp_path)
+
+
+# Thumbnails
+
+
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [((1024, 1024), (512, 512)), ((1024, 512), (512, 256)), ((300, 1200), (128, 512)), ((64, 48), (64, 48))],
+)
+def test_a_thumbnail_is_a_small_webp_and_says_what_it_is(size: tuple[int, int], small: tuple[int, int]) -> None:
+    with Image.open(io.BytesIO(encode_thumbnail(Image.new("RGB", size, "red")))) as thumbnail:
+        assert (thumbnail.format, thumbnail.mode, thumbnail.size) == ("WEBP", "RGB", small)
+        assert b"trainedAlgorithmicMedia" in thumbnail.info["xmp"]
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("RGBA", "RGBA"), ("LA", "RGBA"), ("L", "RGB"), ("P", "RGB")])
+def test_a_thumbnail_keeps_transparency_and_leaves_its_picture_alone(mode: str, kept: str) -> None:
+    image = Image.new(mode, (600, 600))
+    with Image.open(io.BytesIO(encode_thumbnail(image))) as thumbnail:
+        assert thumbnail.mode == kept
+    assert (image.mode, image.size) == (mode, (600, 600))
 
 
 # The command line
