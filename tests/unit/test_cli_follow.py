@@ -123,6 +123,19 @@ async def test_pictures_of_another_machine_are_downloaded(
     assert (tmp_path / f"{JOB.id}-0.png").read_bytes() == b"from afar"
 
 
+async def test_pictures_of_a_bucket_are_read_from_it(tmp_path: Path) -> None:
+    class Bucket(LocalStorage):
+        async def find(self, key: str) -> Path | None:
+            return None
+
+        async def read(self, key: str) -> bytes | None:
+            return b"in the cloud" if key == KEY else None
+
+    bucket = Bucket(tmp_path, "http://127.0.0.1/files")
+    await fetch(replace(JOB, outputs=(output(),)), bucket, tmp_path)
+    assert (tmp_path / f"{JOB.id}-0.png").read_bytes() == b"in the cloud"
+
+
 @pytest.mark.parametrize("path", ["/gone.png", None])
 async def test_a_picture_that_cannot_be_had_is_named(
     storage: LocalStorage, tmp_path: Path, elsewhere: TestServer, path: str | None
