@@ -227,9 +227,10 @@ class StandIn:
     async def _authenticate(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        by_link = (request.method == "GET" and "/object/public/" in request.path) or "token" in request.query
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not by_link and (key not in self.keys or request.headers.get("apikey") != key):
+        request["known"] = key in self.keys and request.headers.get("apikey") == key
+        # Strangers may read objects of public buckets, by any route.
+        if not request["known"] and not (request.method == "GET" and "/object/" in request.path):
             # With the key in it, as no server should.
             return refuse(403, "Unauthorized", f"Invalid Compact JWS {key}", "AccessDenied")
         return await handler(request)
@@ -289,8 +290,13 @@ class StandIn:
             return f'"{hashlib.md5(data).hexdigest()}"'
         return f'"{secrets.token_hex(16)}-{len(data) // PART_BYTES + 1}"'
 
-    async def _get(self, request: web.Request) -> web.Response:
+    def _bucket_for(self, request: web.Request) -> Bucket | None:
+        """The bucket that is named, unless it is hidden from a stranger."""
         bucket = self.buckets.get(request.match_info["bucket"])
+        return bucket if bucket and (bucket.public or request["known"]) else None
+
+    async def _get(self, request: web.Request) -> web.Response:
+        bucket = self._bucket_for(request)
         return no_bucket() if bucket is None else self._serve(bucket, request.match_info["key"])
 
     async def _get_public(self, request: web.Request) -> web.Response:
@@ -316,7 +322,7 @@ class StandIn:
 
     async def _info(self, request: web.Request) -> web.Response:
         name, key = request.match_info["bucket"], request.match_info["key"]
-        bucket = self.buckets.get(name)
+        bucket = self._bucket_for(request)
         if bucket is None:
             return no_bucket()
         found = bucket.objects.get(key)

@@ -63,6 +63,8 @@ def _kind(error: StorageApiError, status: int) -> Kind:
         return Kind.NO_BUCKET
     if status in (401, 403) or code in ("InvalidJWT", "Unauthorized"):
         return Kind.KEY
+    if code == "TenantNotFound":
+        return Kind.ADDRESS
     if message.startswith(_UNPARSED):  # not in the words of Supabase Storage
         return Kind.ADDRESS if status < 400 or status in (404, 405) else Kind.FILE
     return Kind.NO_FILE if status == 404 else Kind.FILE

@@ -44,7 +44,7 @@ TYPES = ("image/png", "image/webp")
 
 _ADVICE = {
     Kind.PASSING: "this may pass",
-    Kind.TAKEN: "a file of this name is there",
+    Kind.TAKEN: "something else was there first",
     Kind.NO_FILE: "the file went away",
     Kind.NO_BUCKET: "create the bucket {bucket}, or name another one in storage.supabase.{setting}",
     Kind.KEY: "put the project's secret key into TENKAIGEN_STORAGE__SUPABASE__SECRET_KEY",
@@ -224,13 +224,16 @@ class SupabaseStorage:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     return await request()
             except StorageApiError as error:
-                refusal = read_refusal(error, lambda text: text.replace(self._secret_key, "***"))
+                refusal = read_refusal(error, self._mask)
                 raise _Refused(refusal.kind, refusal.words, refusal.retry_after) from None
             except (httpx.TransportError, TimeoutError) as error:
-                raise _Refused(Kind.PASSING, f"{type(error).__name__} {error}".rstrip()) from None
+                raise _Refused(Kind.PASSING, self._mask(f"{type(error).__name__} {error}".rstrip())) from None
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 # Nothing else comes of an answer that is not what the library expects.
                 raise _Refused(Kind.ADDRESS, f"{type(error).__name__} in reading the answer") from None
+
+    def _mask(self, text: str) -> str:
+        return text.replace(self._secret_key, "***")
 
     @contextmanager
     def _explained(self, what: str, bucket: _Bucket) -> Iterator[None]:

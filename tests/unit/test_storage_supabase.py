@@ -225,7 +225,7 @@ class TestFiles:
     async def test_a_wrong_key_is_named_and_not_shown(self, cloud: Cloud) -> None:
         cloud.secret_key = "sb_secret_of_somebody_else"
         storage = cloud.storage()
-        for asking in (put(storage), storage.read(KEY), storage.check()):
+        for asking in (put(storage), storage.delete([KEY]), storage.check()):
             with pytest.raises(StorageError, match="TENKAIGEN_STORAGE__SUPABASE__SECRET_KEY") as caught:
                 await asking
             assert cloud.secret_key not in str(caught.value)
@@ -308,6 +308,7 @@ class TestFaults:
             lambda _: web.Response(status=308, headers={"Location": "https://shop.example"}),
             lambda _: web.json_response(["not", "ours"]),
             lambda _: web.json_response({"hello": "world"}),
+            lambda _: refuse(400, "TenantNotFound", "Missing tenant config for tenant ref", "TenantNotFound"),
         ],
     )
     async def test_what_is_no_supabase_storage(
