@@ -258,12 +258,13 @@ class TestFaults:
         self, here: tuple[Cloud, StandIn], fault: Fault
     ) -> None:
         cloud, server = here
-        storage = cloud.storage(timeout_seconds=0.2)
+        storage = cloud.storage(timeout_seconds=0.2 if fault is Fault.HANGS else 120)
         server.down = fault
         with pytest.raises(StorageError) as caught:
             await put(storage)
         assert not caught.value.permanent
-        assert len(server.requests) == supabase.TRIES
+        if fault is not Fault.HANGS:  # of which a busy machine may not even have sent all
+            assert len(server.requests) == supabase.TRIES
         said = str(caught.value)
         assert said.startswith(f"{KEY} cannot be stored: {cloud.url} answers ")
         assert len(said) < 500
