@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -32,16 +31,16 @@ class Kind(Enum):
     FILE = auto()  # this very file: too large, of a type that the bucket does not take, a name it does not like
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One request that did not do what it should. ``retry_after`` is how many seconds the server asks to wait."""
+class Refused(Exception):
+    """One request did not do what it should. ``retry_after`` is how many seconds the server asks to wait."""
 
-    kind: Kind
-    words: str
-    retry_after: float = 0.0
+    def __init__(self, kind: Kind, words: str, retry_after: float = 0.0) -> None:
+        super().__init__(words)
+        self.kind = kind
+        self.retry_after = retry_after
 
 
-def read_refusal(error: StorageApiError, mask: Callable[[str], str]) -> Refusal:
+def read_refusal(error: StorageApiError, mask: Callable[[str], str]) -> Refused:
     """Tell what an error of the client library is about.
 
     Nearly every refusal travels as HTTP 400 and has the real status inside its body; gateways and proxies answer pages
@@ -50,7 +49,7 @@ def read_refusal(error: StorageApiError, mask: Callable[[str], str]) -> Refusal:
     response = _response(error)
     status = _status(error, response)
     words = f"{status} {_in_words(mask(str(error.message)))}".rstrip()
-    return Refusal(_kind(error, status), words, _retry_after(response))
+    return Refused(_kind(error, status), words, _retry_after(response))
 
 
 def _kind(error: StorageApiError, status: int) -> Kind:

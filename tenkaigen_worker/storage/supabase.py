@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tenkaigen_worker.config_storage import SupabaseStorageSettings
 from tenkaigen_worker.errors import StorageError
 from tenkaigen_worker.storage.keys import UPLOADS, check_key, is_upload
-from tenkaigen_worker.storage.refusals import Kind, read_refusal
+from tenkaigen_worker.storage.refusals import Kind, Refused, read_refusal
 
 if TYPE_CHECKING:
     from storage3._async.file_api import AsyncBucketProxy
@@ -51,15 +51,6 @@ _ADVICE = {
     Kind.ADDRESS: "this is not Supabase Storage; check storage.supabase.url",
     Kind.FILE: "look at the limits of the bucket {bucket}",
 }
-
-
-class _Refused(Exception):
-    """A request was refused."""
-
-    def __init__(self, kind: Kind, words: str, retry_after: float = 0.0) -> None:
-        super().__init__(words)
-        self.kind = kind
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +92,7 @@ class SupabaseStorage:
         with self._explained(f"{key} cannot be stored", bucket):
             try:
                 await self._ask(lambda: self._files(bucket).upload(path, data, options))
-            except _Refused as refused:
+            except Refused as refused:
                 if refused.kind is not Kind.TAKEN:
                     raise
                 # Taken by ourselves, when the answer to an earlier request was lost.
@@ -203,13 +194,13 @@ class SupabaseStorage:
     async def _unless_missing(self, request: Callable[[], Awaitable[T]]) -> T | None:
         try:
             return await self._ask(request)
-        except _Refused as refused:
+        except Refused as refused:
             if refused.kind is Kind.NO_FILE:
                 return None
             raise
 
     async def _ask(self, request: Callable[[], Awaitable[T]]) -> T:
-        """Send a request, some times over when a refusal may pass; raises ``_Refused``."""
+        """Send a request, some times over when a refusal may pass; raises ``Refused``."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(_may_pass), wait=_pause, stop=stop_after_attempt(TRIES), reraise=True
         ):
@@ -224,13 +215,12 @@ class SupabaseStorage:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     return await request()
             except StorageApiError as error:
-                refusal = read_refusal(error, self._mask)
-                raise _Refused(refusal.kind, refusal.words, refusal.retry_after) from None
+                raise read_refusal(error, self._mask) from None
             except (httpx.TransportError, TimeoutError) as error:
-                raise _Refused(Kind.PASSING, self._mask(f"{type(error).__name__} {error}".rstrip())) from None
+                raise Refused(Kind.PASSING, self._mask(f"{type(error).__name__} {error}".rstrip())) from None
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 # Nothing else comes of an answer that is not what the library expects.
-                raise _Refused(Kind.ADDRESS, f"{type(error).__name__} in reading the answer") from None
+                raise Refused(Kind.ADDRESS, f"{type(error).__name__} in reading the answer") from None
 
     def _mask(self, text: str) -> str:
         return text.replace(self._secret_key, "***")
@@ -240,7 +230,7 @@ class SupabaseStorage:
         """Turn a refusal into an error that says what to do. What is only about one file is refused for good."""
         try:
             yield
-        except _Refused as refused:
+        except Refused as refused:
             advice = _ADVICE[refused.kind].format(bucket=bucket.name, setting=bucket.setting)
             message = f"{what}: {self._url} answers {refused}: {advice}"
             raise StorageError(message, permanent=refused.kind in (Kind.FILE, Kind.TAKEN)) from None
@@ -261,12 +251,12 @@ class SupabaseStorage:
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, _Refused) and error.kind is Kind.PASSING and error.retry_after <= LONGEST_PAUSE
+    return isinstance(error, Refused) and error.kind is Kind.PASSING and error.retry_after <= LONGEST_PAUSE
 
 
 def _pause(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    return max(BETWEEN_TRIES(state), error.retry_after if isinstance(error, _Refused) else 0.0)
+    return max(BETWEEN_TRIES(state), error.retry_after if isinstance(error, Refused) else 0.0)
 
 
 def _takes(allowed: Sequence[str] | None, kind: str) -> bool:

@@ -25,7 +25,7 @@ from tenkaigen_worker.config_storage import SupabaseStorageSettings
 from tenkaigen_worker.errors import ConfigError, StorageError
 from tenkaigen_worker.storage import supabase
 from tenkaigen_worker.storage.factory import open_storage
-from tenkaigen_worker.storage.refusals import Kind
+from tenkaigen_worker.storage.refusals import Kind, Refused
 from tenkaigen_worker.storage.supabase import SupabaseStorage
 from tests.supabase_storage import PASSING, SECRET_KEY, Bucket, Fault, StandIn, page, refuse
 
@@ -387,7 +387,7 @@ class TestRetryAfter:
     @staticmethod
     def pause(seconds: float) -> float:
         state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
-        refused = supabase._Refused(Kind.PASSING, "429", seconds)
+        refused = Refused(Kind.PASSING, "429", seconds)
         state.set_exception((type(refused), refused, None))
         return supabase._pause(state)
 
