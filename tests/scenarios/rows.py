@@ -47,3 +47,9 @@ async def until_none_marked(pool: asyncpg.Pool) -> None:
 async def skip_backoff(pool: asyncpg.Pool) -> None:
     """Make every queued job due now: no story is about the length of a pause."""
     await pool.execute("UPDATE generation_jobs SET run_at = now() WHERE status = 'queued'")
+
+
+def keys_of(*rows: asyncpg.Record) -> set[str]:
+    """The keys of all files that rows name: pictures and their thumbnails."""
+    outputs = [output for row in rows for output in row["outputs"]]
+    return {output[kind] for output in outputs for kind in ("key", "thumbnail_key")}

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.scenarios.program import Start
-from tests.scenarios.rows import insert, skip_backoff, until_final
+from tests.scenarios.rows import insert, keys_of, skip_backoff, until_final
 
 
 @pytest.mark.parametrize("engine_too", [True, False], ids=["with_its_engine", "alone"])
@@ -46,5 +46,4 @@ async def test_a_woken_worker_changes_nothing(
     assert await until_final(pool, job_id) == row
 
     root = tmp_path / ".tenkaigen" / "files"
-    named = {output["key"] for output in [*row["outputs"], *next_row["outputs"]]}
-    assert {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} == named
+    assert {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} == keys_of(row, next_row)

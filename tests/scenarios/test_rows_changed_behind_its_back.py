@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from tests.scenarios.program import Program, Start
-from tests.scenarios.rows import insert, skip_backoff, until_final
+from tests.scenarios.rows import insert, keys_of, skip_backoff, until_final
 
 DELETED = "DELETE FROM generation_jobs WHERE id = $1"
 FAILED = "UPDATE generation_jobs SET status = 'failed', error_message = 'by hand' WHERE id = $1"
@@ -35,10 +35,6 @@ async def goes_on(worker: Program, pool: asyncpg.Pool) -> asyncpg.Record:
 def files_of(folder: Path) -> set[str]:
     root = folder / ".tenkaigen" / "files"
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-
-
-def keys_of(*rows: asyncpg.Record) -> set[str]:
-    return {output["key"] for row in rows for output in row["outputs"]}
 
 
 @pytest.mark.parametrize("change", [DELETED, FAILED], ids=["deleted", "failed_by_hand"])

@@ -25,7 +25,7 @@ from PIL import Image
 
 from tests.scenarios.history import Change, history_of, keep_history
 from tests.scenarios.program import PATIENCE_SECONDS, Program, Start
-from tests.scenarios.rows import skip_backoff, until_none_marked, until_none_open
+from tests.scenarios.rows import keys_of, skip_backoff, until_none_marked, until_none_open
 
 # Long enough that a worker which starves among starting processes keeps its jobs: only a kill may cost an attempt.
 ENVIRON = {
@@ -302,8 +302,7 @@ def check_files(rows: list[asyncpg.Record], root: Path) -> None:
 
 def unnamed(rows: list[asyncpg.Record], root: Path) -> list[str]:
     """The files that no row names."""
-    named = {output["key"] for row in rows for output in row["outputs"]}
-    return sorted({str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - named)
+    return sorted({str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - keys_of(*rows))
 
 
 def _works_in(process: psutil.Process, folder: Path) -> bool:
