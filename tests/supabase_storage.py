@@ -24,7 +24,7 @@ from enum import Enum, auto
 from typing import Any
 from uuid import uuid4
 
-from aiohttp import BodyPartReader, web
+from aiohttp import web
 
 SECRET_KEY = "sb_secret_Kq3vTn8cW1xYzR5u_stand1n"
 MOMENT = "2026-11-01T12:00:00.000Z"
@@ -264,22 +264,15 @@ class StandIn:
         if request.headers.get("x-upsert") != "true" and key in bucket.objects:
             return refuse(409, "Duplicate", "The resource already exists", "ResourceAlreadyExists")
 
-        fields: dict[str, str] = {}
-        data, mimetype = b"", ""
-        async for part in await request.multipart():
-            assert isinstance(part, BodyPartReader)
-            if part.filename is None:
-                fields[part.name or ""] = await part.text()
-            else:
-                data = bytes(await part.read())
-                mimetype = part.headers.get("Content-Type", "")
+        parts = {name: (kind, value) for name, kind, value in read_form(request, await request.read())}
+        mimetype, data = parts["file"]
         if bucket.allowed_mime_types and mimetype not in bucket.allowed_mime_types:
             return refuse(415, "invalid_mime_type", f"mime type {mimetype} is not supported", "InvalidMimeType")
         if bucket.file_size_limit and len(data) > bucket.file_size_limit:
             message = "The object exceeded the maximum allowed size"
             return refuse(413, "Payload too large", message, "EntityTooLarge")
 
-        cache_control = f"max-age={fields['cacheControl']}" if "cacheControl" in fields else "no-cache"
+        cache_control = f"max-age={parts['cacheControl'][1].decode()}" if "cacheControl" in parts else "no-cache"
         digest, kept = hashlib.sha256(data).hexdigest(), data if self.remembers else None
         bucket.objects[key] = Object(kept, mimetype, cache_control, digest, len(data), self._etag(data))
         self.written[f"{name}/{key}"] += 1
@@ -378,6 +371,17 @@ class StandIn:
             message = f"Bulk object requests are limited to {DELETED_AT_ONCE} objects per request."
             return refuse(400, "InvalidRequest", message, "InvalidRequest")
         return web.json_response([{"name": key} for key in keys if bucket.objects.pop(key, None)])
+
+
+def read_form(request: web.Request, body: bytes) -> Iterator[tuple[str, str, bytes]]:
+    """The fields of a form by name, with their types; aiohttp's own reader warns of itself."""
+    boundary = request.headers["Content-Type"].partition("boundary=")[2].encode()
+    for part in body.split(b"--" + boundary)[1:-1]:
+        head, _, value = part.partition(b"\r\n\r\n")
+        name = re.search(rb'name="([^"]*)"', head)
+        kind = re.search(rb"content-type: *([^\r]*)", head, re.IGNORECASE)
+        assert name, head
+        yield name[1].decode(), kind[1].decode() if kind else "", value.removesuffix(b"\r\n")
 
 
 def refuse(status: int, error: str, message: str, code: str, *, wire: int = 400) -> web.Response:

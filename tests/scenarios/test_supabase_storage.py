@@ -101,10 +101,11 @@ async def test_every_picture_arrives_once(
 
 
 def check_once(rows: list[asyncpg.Record], programs: list[Program], server: StandIn) -> None:
-    """No job was lost, tried or generated a second time, and no file written twice."""
-    assert Counter((row["status"], row["attempt"], row["lease_token"]) for row in rows) == {
-        ("completed", 1, 1): len(rows)
-    }
+    """No job was lost, tried or generated a second time, and no file written twice.
+
+    One that was claimed ahead may have been given back unbegun, while storage was slower than the engine.
+    """
+    assert Counter((row["status"], row["attempt"]) for row in rows) == {("completed", 1): len(rows)}
     said = Counter(line.get("action") for program in programs for line in program.lines)
     assert said["job_generating"] == said["job_completed"] == len(rows)
     assert set(server.written.values()) == {1}
