@@ -38,6 +38,12 @@ HostPattern = Annotated[
     str,
     _matches(rf"(\*\.)?({_LABEL}\.)+[a-z]([a-z0-9-]*[a-z0-9])?", "a host such as cdn.example.com or *.example.com"),
 ]
+Origin = Annotated[
+    str,
+    _matches(
+        rf"https?://(({_LABEL}\.)*{_LABEL}|\[[0-9a-f:.]+\])(:\d{{1,5}})?", "an origin such as https://shop.example.com"
+    ),
+]
 Device = Annotated[str, _matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0")]
 HubId = Annotated[str, _matches(r"[\w.-]+/[\w.-]+", "a name on the Hugging Face hub such as Qwen/Qwen-Image")]
 BucketName = Annotated[

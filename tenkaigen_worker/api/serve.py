@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from tenkaigen_worker.api.hosts import refuse_open_door
-from tenkaigen_worker.config import ApiSettings
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.errors import ConfigError
 
 log = logging.getLogger("tenkaigen.api")

@@ -13,7 +13,7 @@ import pytest
 from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.errors import Code, ConflictError, DatabaseError, FieldProblem, InputError
-from tenkaigen_worker.jobs import Completion, Failure, Job, JobView, Output, Progress, Status
+from tenkaigen_worker.jobs import Asker, Completion, Failure, Job, JobView, Output, Progress, Status
 
 ALICE, BOB = UUID(int=1), UUID(int=2)
 PHOENIX = {"prompt": "A phoenix rising", "style": "Anime"}
@@ -37,7 +37,7 @@ async def claimed(queue: PostgresQueue) -> Job:
 
 
 async def test_what_was_submitted_can_be_looked_at(submissions: Submissions, pool: asyncpg.Pool[Any]) -> None:
-    job = await submissions.submit({**PHOENIX, "width": 512, "metadata": {"cart": [1, "ünï"]}}, user_id=ALICE)
+    job = await submissions.submit({**PHOENIX, "width": 512, "metadata": {"cart": [1, "ünï"]}}, asker=Asker(ALICE))
 
     assert (job.status, job.prompt, job.style, job.width, job.height) == (
         *(Status.QUEUED, "A phoenix rising", "Anime"),
@@ -114,10 +114,10 @@ async def test_what_no_checked_request_holds_is_refused_for_good(
 
 
 async def test_the_same_key_is_the_same_job(submissions: Submissions) -> None:
-    first = await submissions.submit(PHOENIX, user_id=ALICE, idempotency_key="order-1", request_hash="abc")
+    first = await submissions.submit(PHOENIX, asker=Asker(ALICE), idempotency_key="order-1", request_hash="abc")
 
-    assert await submissions.submit(PHOENIX, user_id=ALICE, idempotency_key="order-1", request_hash="abc") == first
-    other = await submissions.submit(PHOENIX, user_id=BOB, idempotency_key="order-1", request_hash="abc")
+    assert await submissions.submit(PHOENIX, asker=Asker(ALICE), idempotency_key="order-1", request_hash="abc") == first
+    other = await submissions.submit(PHOENIX, asker=Asker(BOB), idempotency_key="order-1", request_hash="abc")
     nobodys = await submissions.submit(PHOENIX, idempotency_key="order-1", request_hash="abc")
     assert await submissions.submit(PHOENIX, idempotency_key="order-1", request_hash="abc") == nobodys
     assert len({first.id, other.id, nobodys.id}) == 3
@@ -194,7 +194,7 @@ async def test_canceling_what_is_final_or_unknown_changes_nothing(
 
 async def test_a_failed_job_is_repeated_as_a_new_one(submissions: Submissions, queue: PostgresQueue) -> None:
     request = {**PHOENIX, "width": 512, "count": 2, "loras": [{"name": "ink"}], "metadata": {"cart": 7}}
-    job = await submissions.submit(request, user_id=ALICE, idempotency_key="order-1")
+    job = await submissions.submit(request, asker=Asker(ALICE), idempotency_key="order-1")
     first = await claimed(queue)
     await queue.fail(first.lease, Failure(Code.REFUSED, "Not for us."))
 
