@@ -30,14 +30,18 @@ COMMENT ON COLUMN public.generation_api_keys.expires_at IS 'When it counts no mo
 COMMENT ON COLUMN public.generation_api_keys.revoked_at IS 'When it was revoked.';
 COMMENT ON COLUMN public.generation_api_keys.last_used_at IS 'When it was last used, right to an hour.';
 
--- Nobody but the owner and who may pass by all policies, also where a project grants new tables to everybody.
-ALTER TABLE public.generation_api_keys ENABLE ROW LEVEL SECURITY;
+-- On Supabase nobody reaches it but the owner and the API's own role, also where a project grants new tables to all.
 DO $$
 DECLARE
     visitor text;
 BEGIN
-    FOR visitor IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated') LOOP
+    FOR visitor IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role') LOOP
         EXECUTE format('REVOKE ALL ON public.generation_api_keys FROM %I', visitor);
+        ALTER TABLE public.generation_api_keys ENABLE ROW LEVEL SECURITY;
     END LOOP;
+    IF to_regrole('tenkaigen_worker') IS NOT NULL THEN
+        GRANT SELECT, INSERT, UPDATE ON public.generation_api_keys TO tenkaigen_worker;
+        CREATE POLICY generation_api_keys_workers ON public.generation_api_keys TO tenkaigen_worker USING (true);
+    END IF;
 END
 $$;

@@ -24,8 +24,6 @@ BETWEEN_FIRST_LOOKS = 2.0
 
 _TIMEOUT = ClientTimeout(total=5)
 _LARGEST_BYTES = 65_536
-# The algorithm is tied to the kind of key, whatever a token or the set claims.
-_ALGORITHMS: Mapping[tuple[Any, Any], str] = {("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
 
 
 class KeysUnavailable(Exception):
@@ -93,12 +91,25 @@ def _usable(document: Any) -> Mapping[str, PyJWK]:
         raise ValueError("there is no list of keys in it")
     keys: dict[str, PyJWK] = {}
     for entry in entries:
-        algorithm = _ALGORITHMS.get((entry.get("kty"), entry.get("crv"))) if isinstance(entry, dict) else None
-        fits = algorithm and entry.get("alg", algorithm) == algorithm and entry.get("use", "sig") == "sig"
-        if not fits or not isinstance(entry.get("kid"), str):
+        algorithm = _algorithm(entry)
+        if algorithm is None or not isinstance(entry.get("kid"), str):
             continue
         try:
             keys[entry["kid"]] = PyJWK(entry, algorithm)
         except PyJWTError:
             continue
     return keys
+
+
+def _algorithm(key: Any) -> str | None:
+    """The one algorithm that a key is for, by its kind, whatever a token says; ``None`` for one that checks nothing."""
+    match key:
+        case {"use": use} if use != "sig":
+            return None
+        case {"kty": "EC", "crv": "P-256"}:
+            algorithm = "ES256"
+        case {"kty": "RSA"}:
+            algorithm = "RS256"
+        case _:
+            return None
+    return algorithm if key.get("alg", algorithm) == algorithm else None
