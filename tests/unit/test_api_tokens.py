@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import logging
 import time
@@ -104,9 +106,6 @@ def signed_with_the_public_key() -> str:
     """HS256, with what everybody can fetch as the secret: a library that goes by the token's word would believe it."""
     pem = rsa_key("rsa").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     parts = unsigned(claims(), "HS256").rstrip(".")
-    import hashlib
-    import hmac
-
     signature = hmac.digest(pem, parts.encode(), hashlib.sha256)
     return f"{parts}.{urlsafe_b64encode(signature).decode().rstrip('=')}"
 
@@ -286,9 +285,9 @@ def in_cookies(cookies: dict[str, str]) -> tuple[str, str]:
 TOKEN = signed()
 
 
-@pytest.mark.parametrize("sent", [f"Bearer {TOKEN}", f"bearer   {TOKEN}", f"BEARER {TOKEN} "])
+@pytest.mark.parametrize("sent", ["Bearer {}", "bearer   {}", "BEARER {} "])
 def test_a_bearer_token_is_read(sent: str) -> None:
-    assert credentials_of(("Authorization", sent)) == Credentials(TOKEN)
+    assert credentials_of(("Authorization", sent.format(TOKEN))) == Credentials(TOKEN)
 
 
 @pytest.mark.parametrize("chunk", [100_000, 3180, 50])
