@@ -13,7 +13,7 @@ import pytest
 from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.errors import Code, ConflictError, DatabaseError, FieldProblem, InputError
-from tenkaigen_worker.jobs import Asker, Completion, Failure, Job, JobView, Output, Progress, Status
+from tenkaigen_worker.jobs import EVERYBODY, Asker, Completion, Failure, Job, JobView, Output, Progress, Status
 
 ALICE, BOB = UUID(int=1), UUID(int=2)
 PHOENIX = {"prompt": "A phoenix rising", "style": "Anime"}
@@ -284,3 +284,24 @@ async def test_a_database_that_is_gone_is_a_database_error(submissions: Submissi
 
 def test_a_problem_reads_as_a_sentence() -> None:
     assert str(InputError.of([FieldProblem("width", "must be a multiple of 16")])) == "width: must be a multiple of 16"
+
+
+async def test_every_question_is_about_the_askers_own_jobs(submissions: Submissions, pool: asyncpg.Pool[Any]) -> None:
+    of_alice, of_nobody = await submissions.submit(PHOENIX, asker=Asker(ALICE)), await submissions.submit(PHOENIX)
+    await pool.execute("UPDATE generation_jobs SET status = 'failed' WHERE id = $1", of_nobody.id)
+    failed = await submissions.submit(PHOENIX, asker=Asker(ALICE))
+    await pool.execute("UPDATE generation_jobs SET status = 'failed' WHERE id = $1", failed.id)
+
+    for stranger in (Asker(BOB), Asker()):
+        assert await submissions.get(of_alice.id, stranger) is None
+        assert await submissions.line(of_alice.id, stranger) is None
+        assert await submissions.cancel(of_alice.id, stranger) is None
+        assert await submissions.retry(failed.id, stranger) is None
+    assert await submissions.retry(of_nobody.id, Asker(ALICE)) is None
+    assert await submissions.get(of_nobody.id, Asker()) is not None
+
+    for knows in (Asker(ALICE), EVERYBODY):
+        assert await submissions.line(of_alice.id, knows) is not None
+        again = await submissions.retry(failed.id, knows)
+        assert again is not None
+        assert again.user_id == ALICE

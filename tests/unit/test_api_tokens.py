@@ -234,7 +234,7 @@ async def test_a_key_that_was_taken_back_counts_no_more(keys: KeyServer) -> None
         (200, b"[" * 10_000),
         (200, b"[]"),
         (200, {"keys": {}}),
-        (200, b" " * 70_000),
+        (200, json.dumps({"keys": [public_ec("evil")]}).encode() + b" " * 70_000),
     ],
 )
 async def test_the_old_set_is_kept_while_there_is_no_newer_one(
