@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from tenkaigen_worker.config_fields import Origin, Port, Section, Text, disagree
+from tenkaigen_worker.config_fields import Origin, Port, Section, Text, disagree, is_near
 
 # HS256 with less could be guessed from one token (RFC 7518, section 3.2).
 SHORTEST_SECRET_BYTES = 32
-
-_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
 def _listed(value: Any) -> Any:
@@ -36,14 +33,18 @@ class SupabaseAuthSettings(Section):
     @field_validator("url")
     @classmethod
     def _reached_safely(cls, url: str | None) -> str | None:
-        """Over plain HTTP anybody on the way could put in keys of their own."""
+        """Over plain HTTP anybody on the way could put in keys of their own: not beyond a network that is ours."""
         if url is None:
             return None
-        parts = urlsplit(url)
-        safe = parts.scheme == "https" or (parts.scheme == "http" and _LOOPBACK.fullmatch(parts.hostname or ""))
+        wrong = ValueError("should be your project's URL, such as https://abcdefgh.supabase.co")
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise wrong from None
         bare = parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
-        if not (safe and bare and parts.hostname):
-            raise ValueError("should be your project's URL, such as https://abcdefgh.supabase.co")
+        if not (host and bare and (parts.scheme == "https" or (parts.scheme == "http" and is_near(host)))):
+            raise wrong
         return url.rstrip("/")
 
     @field_validator("jwt_secret")

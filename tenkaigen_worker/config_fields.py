@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,14 @@ BucketName = Annotated[
     str, _matches(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots, hyphens and underscores")
 ]
 ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
+
+
+def is_near(host: str) -> bool:
+    """Whether a host is this machine, or on a network of our own: a private address, or a name without a dot."""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host
 
 
 class Section(BaseModel):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tenkaigen_worker.api.hosts import refuse_open_door
+from tenkaigen_worker.cli import cli
 from tenkaigen_worker.config import load
 from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.errors import ConfigError
@@ -59,6 +61,9 @@ def test_one_way_in_or_several(file: Path, said: str, means: tuple[str, ...]) ->
         ("{supabase: {url: 'http://abcdefgh.supabase.co'}}", "should be your project's URL, such as https://"),
         ("{supabase: {url: 'https://abcdefgh.supabase.co/auth/v1'}}", "should be your project's URL"),
         ("{supabase: {url: 'https://user@abcdefgh.supabase.co'}}", "should be your project's URL"),
+        ("{supabase: {url: 'http://8.8.8.8'}}", "should be your project's URL"),
+        ("{supabase: {url: 'https://[1'}}", "should be your project's URL"),
+        ("{supabase: {url: 'https://x:port'}}", "should be your project's URL"),
         ("{supabase: {url: 'https://'}}", "should be your project's URL"),
         (f"{{supabase: {{jwt_secret: {SECRET}}}}}", "set TENKAIGEN_API__SUPABASE__JWT_SECRET instead"),
         ("{cors_origins: ['*']}", "should be an origin such as https://shop.example.com"),
@@ -77,11 +82,16 @@ def test_a_secret_comes_by_environment_and_is_long_enough(file: Path) -> None:
     assert settings.supabase.jwt_secret is not None
     assert settings.supabase.jwt_secret.get_secret_value() == SECRET
     assert SECRET not in repr(settings)
+    shown = CliRunner().invoke(cli, ["config"], env={"TENKAIGEN_API__SUPABASE__JWT_SECRET": SECRET})
+    assert "hunter2" not in shown.output
+    assert "***" in shown.output
     assert "at least 32 bytes" in problem(file, "", TENKAIGEN_API__SUPABASE__JWT_SECRET="hunter2")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:54321", "http://localhost:54321", "http://[::1]:54321"])
-def test_a_project_on_this_machine_needs_no_tls(file: Path, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:54321", "http://localhost:54321", "http://[::1]:54321", "http://kong:8000"]
+)
+def test_a_project_on_a_network_of_our_own_needs_no_tls(file: Path, url: str) -> None:
     assert api(file, f"api: {{supabase: {{url: '{url}'}}}}").supabase.url == url
 
 
