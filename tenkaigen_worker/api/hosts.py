@@ -1,4 +1,4 @@
-"""Who may speak to an API that asks nobody for a name: this machine, and hosts that the settings list.
+"""Under which names the API answers, and to whose pages: this machine, and hosts and origins that the settings list.
 
 A page from anywhere may make a browser on this machine send requests to 127.0.0.1. Its requests carry the page's
 ``Origin``, and after a DNS rebinding trick the page's own name as ``Host``; both are checked here.

@@ -83,10 +83,9 @@ NOW = int(time.time())
         signed(),
         signed(key=ec_key("first"), algorithm="ES256", kid="first"),
         signed(key=rsa_key("rsa"), algorithm="RS256", kid="rsa"),
-        signed(claims(exp=NOW - LEEWAY_SECONDS + 5, iat=NOW + LEEWAY_SECONDS - 5)),
         signed(claims(is_anonymous=None)),
     ],
-    ids=["HS256", "ES256", "RS256", "clocks apart", "no is_anonymous"],
+    ids=["HS256", "ES256", "RS256", "no is_anonymous"],
 )
 async def test_a_good_token_names_its_user(keys: KeyServer, token: str) -> None:
     asker = await tokens(keys).read(token)
@@ -94,6 +93,11 @@ async def test_a_good_token_names_its_user(keys: KeyServer, token: str) -> None:
     assert asker.claims is not None
     assert asker.claims["email"] == "alice@example.com"
     assert not asker.sees_all
+
+
+async def test_clocks_may_be_a_little_apart(keys: KeyServer) -> None:
+    now = int(time.time())
+    assert await tokens(keys).read(signed(claims(exp=now - 1, iat=now + LEEWAY_SECONDS - 1)))
 
 
 def unsigned(said: dict[str, Any], algorithm: str = "none") -> str:
@@ -115,7 +119,7 @@ BAD = {
     "list of audiences": signed(claims(aud=["authenticated", "other"])),
     "wrong issuer": signed(claims(issuer="https://other.supabase.co")),
     "issuer of another path": signed(claims(iss=PROJECT)),
-    "not yet valid": signed(claims(nbf=NOW + 60)),
+    "not yet valid": signed(claims(nbf=NOW + 86_400)),
     "issued tomorrow": signed(claims(iat=NOW + 86_400)),
     "no exp": signed(claims(exp=None)),
     "no sub": signed(claims(sub=None)),
