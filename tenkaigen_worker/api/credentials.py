@@ -44,7 +44,7 @@ def read_credentials(request: web.Request, cookie: str | None) -> Credentials | 
     Raises :class:`Unreadable`, also for two tokens that differ: nobody could tell which of them is meant.
     """
     bearer = _bearer(request.headers.getall("Authorization", []))
-    in_cookie = _session_token(_cookies(request), cookie) if cookie else None
+    in_cookie = _session_token(_parts(request, cookie), cookie) if cookie else None
     if bearer is None:
         return None if in_cookie is None else Credentials(in_cookie, from_cookie=True)
     if in_cookie is not None and in_cookie != bearer:
@@ -61,13 +61,13 @@ def _bearer(headers: list[str]) -> str | None:
     return _checked(match["token"])
 
 
-def _session_token(cookies: Mapping[str, str], name: str) -> str | None:
+def _session_token(parts: Mapping[str, str], name: str) -> str | None:
     """The access token of a session as @supabase/ssr writes it: whole, or cut into ``name.0``, ``name.1`` and so on.
 
     It is JSON, either as it is or as base64url behind a prefix. A session that ended leaves an empty cookie.
     """
-    chunks = takewhile(bool, (cookies.get(f"{name}.{number}", "") for number in count()))
-    text = cookies.get(name) or "".join(chunks)
+    chunks = takewhile(bool, (parts.get(f"{name}.{number}", "") for number in count()))
+    text = parts.get(name) or "".join(chunks)
     if not text:
         return None
     try:
@@ -80,14 +80,16 @@ def _session_token(cookies: Mapping[str, str], name: str) -> str | None:
     return _checked(token)
 
 
-def _cookies(request: web.Request) -> Mapping[str, str]:
-    """All cookies. Of two with one name nobody could tell which is meant."""
+def _parts(request: web.Request, name: str) -> Mapping[str, str]:
+    """The cookies in which a session may stand. Of two with one name nobody could tell which is meant."""
     found: dict[str, str] = {}
     for pair in ";".join(request.headers.getall("Cookie", [])).split(";"):
-        name, _, value = pair.strip().partition("=")
+        key, _, value = pair.strip().partition("=")
+        if key != name and not key.startswith(f"{name}."):
+            continue
         value = unquote(value.strip('"'))
-        if found.setdefault(name, value) != value:
-            found[name] = "two"
+        if found.setdefault(key, value) != value:
+            raise Unreadable
     return found
 
 

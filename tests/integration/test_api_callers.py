@@ -232,7 +232,7 @@ def test_the_matrix_has_every_route() -> None:
 
 
 @pytest.mark.parametrize("place", ["plain", "supabase", "supabase, own role"], indirect=True)
-async def test_every_route_by_every_caller(house: House) -> None:
+async def test_the_matrix_of_routes_by_caller(house: House) -> None:
     rows = [["caller", *COLUMNS]]
     for name, caller in (await callers(house)).items():
         row = [name]
