@@ -26,7 +26,7 @@ from tenkaigen_worker.config import DatabaseSettings, Settings
 from tenkaigen_worker.database.api_keys import ApiKeys
 from tenkaigen_worker.database.connect import open_pool
 from tenkaigen_worker.database.migrate import check_schema
-from tenkaigen_worker.database.submissions import Submissions
+from tenkaigen_worker.database.submissions import QUERIES, Submissions
 from tenkaigen_worker.database.workers import PostgresWorkers
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.references.uploads import Uploads
@@ -377,3 +377,14 @@ async def test_claims_that_postgresql_cannot_read_harm_nobody(shop: House) -> No
         response = await shop.client.post("/api/generate", json={"prompt": "A fox"}, headers=bearer(token))
         assert response.status in (202, 401, 503)
     assert (await shop.client.post("/api/generate", json={"prompt": "A"}, headers=bearer(signed()))).status == 202
+
+
+async def test_the_policies_have_the_last_word(shop: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a statement of ours forgets whose job it is."""
+    forgetful = QUERIES["get"].replace("user_id IS NOT DISTINCT FROM $3", "$3::uuid IS NOT NULL")
+    assert forgetful != QUERIES["get"]
+    monkeypatch.setitem(QUERIES, "get", forgetful)
+    job = await shop.job(ALICE)
+    assert (await shop.client.get(f"/api/generate/status/{job}", headers=bearer(signed()))).status == 200
+    for stranger in (bearer(signed(claims(BOB))), bearer(await shop.key(Scope.READ), BOB)):
+        assert (await shop.client.get(f"/api/generate/status/{job}", headers=stranger)).status == 404
