@@ -30,7 +30,6 @@ from tenkaigen_worker.database.submissions import QUERIES, Submissions
 from tenkaigen_worker.database.workers import PostgresWorkers
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.references.uploads import Uploads
-from tenkaigen_worker.storage.factory import make_storage
 from tenkaigen_worker.storage.local import LocalStorage
 from tests.conftest import as_role
 from tests.tokens import ALICE, BOB, PROJECT, SECRET, claims, session_cookie, signed
@@ -97,7 +96,7 @@ async def opened(dsn: str, folder: Path, kind: str) -> AsyncIterator[House]:
     settings = Settings.model_validate({"state_dir": folder, "plugins": {"paths": [folder / "none"]}, "api": asked})
     signs = settings.api.supabase.model_copy(update={"jwt_secret": SecretStr(SECRET)})
     api = settings.api.model_copy(update={"supabase": signs})
-    plugins, storage = Plugins.load(settings.plugins), make_storage(settings)
+    plugins, storage = Plugins.load(settings.plugins), LocalStorage(folder / "files", "http://127.0.0.1/files")
     await storage.put(FILE, PICTURE, content_type="image/png")
     parts = Parts(
         Submissions(pool),

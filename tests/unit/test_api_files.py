@@ -156,7 +156,7 @@ class Elsewhere:
 async def elsewhere() -> AsyncIterator[tuple[TestClient, Elsewhere]]:
     files = Elsewhere()
     files.links["uploads/anonymous/x.png"] = "https://ref.supabase.co/nobody-may-know"
-    parts = Parts(None, files, None, None, None, None)  # type: ignore[arg-type]
+    parts = Parts(None, files, None, None, None, None, None)  # type: ignore[arg-type]
     async with TestClient(TestServer(make_app(parts, ApiSettings()))) as client:
         yield client, files
 
