@@ -164,6 +164,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             version = await pool.fetchval("SHOW server_version")
             pooler = await look_for_pooler(settings.database, dsn)
             yield Finding(subject, f"{version}, through {pooler.value}")
+            yield await _tls(settings, dsn, pool)
             subject = "Job table"
             await check_schema(pool)
             yield Finding(subject, "as this program needs it")
@@ -184,6 +185,22 @@ def _users(apart: bool) -> Finding:
         "nothing keeps them apart: this became a database of Supabase after it was migrated",
         "Run: DELETE FROM tenkaigen_migrations WHERE version = 25; and then: tenkaigen migrate",
     )
+
+
+async def _tls(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:
+    """What our own end of the connection has; a pooler's way to the server is another one."""
+    from tenkaigen_worker.database.address import parse_address
+    from tenkaigen_worker.database.tls import check_way, is_local, mode_of, negotiated, server_side
+
+    address = parse_address(dsn)
+    async with pool.acquire() as connection:
+        ours, servers = negotiated(connection), await server_side(connection)
+    where = "to this machine" if is_local(address) else "over the network"
+    found = f"{ours}, sslmode={mode_of(address)}" if ours else f"plaintext, {where}"
+    if ours != servers:
+        found += f"; from the pooler to the server {servers or 'plaintext'}"
+    remedy = check_way(address, allow_plaintext=True)
+    return Finding("TLS", found, remedy or "")
 
 
 async def _listen(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:

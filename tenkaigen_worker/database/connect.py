@@ -19,6 +19,7 @@ from tenkaigen_worker.config import DatabaseSettings
 from tenkaigen_worker.database.address import LISTEN_URL, URL, Address, malformed, parse_address
 from tenkaigen_worker.database.faults import FAULTS, explain
 from tenkaigen_worker.database.pooler import Pooler, find_pooler
+from tenkaigen_worker.database.tls import check_way, tls_options, why_not_trusted
 from tenkaigen_worker.errors import DatabaseError
 
 log = logging.getLogger("tenkaigen.database")
@@ -36,13 +37,14 @@ _UNACKNOWLEDGED_MS = 30_000
 async def resolve_dsn(settings: DatabaseSettings, state_dir: Path) -> AsyncIterator[str]:
     """Yield the DSN of the configured database; ``embedded`` runs a server in ``state_dir`` as long as this is open.
 
-    Raises :class:`~tenkaigen_worker.errors.DatabaseError` when a URL is malformed or the server does not start.
+    Raises :class:`~tenkaigen_worker.errors.DatabaseError` when a URL is malformed or may lead over a network in
+    plaintext, or when the server does not start.
     """
     if settings.listen_url is not None:
-        parse_address(settings.listen_url.get_secret_value(), LISTEN_URL)
+        _check_way(settings, parse_address(settings.listen_url.get_secret_value(), LISTEN_URL))
     url = settings.url.get_secret_value()
     if url != EMBEDDED:
-        parse_address(url)
+        _check_way(settings, parse_address(url))
         yield url
         return
 
@@ -59,6 +61,11 @@ async def resolve_dsn(settings: DatabaseSettings, state_dir: Path) -> AsyncItera
         yield server.dsn
     finally:
         await asyncio.to_thread(server.close)
+
+
+def _check_way(settings: DatabaseSettings, address: Address) -> None:
+    if doubt := check_way(address, allow_plaintext=settings.allow_plaintext):
+        log.warning(doubt, extra={"action": "tls_unverified"})
 
 
 async def open_pool(settings: DatabaseSettings, dsn: str, application_name: str) -> asyncpg.Pool:
@@ -81,7 +88,7 @@ async def open_pool(settings: DatabaseSettings, dsn: str, application_name: str)
                 max_size=settings.pool_size,
                 init=_prepare if lent else partial(_prepare_session, settings),
                 reset=_leave_as_is,
-                **_options(settings, application_name, lent=lent),
+                **_options(settings, address, application_name, lent=lent),
             )
             async with pool.acquire():
                 return pool
@@ -99,7 +106,7 @@ async def connect(
     address = parse_address(dsn, setting)
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
-            options = _options(settings, application_name, lent=True)
+            options = _options(settings, address, application_name, lent=True)
             connection: asyncpg.Connection = await asyncpg.connect(dsn, **options)
             try:
                 await _prepare(connection)
@@ -132,11 +139,12 @@ def keep_alive(connection: Any) -> None:
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _options(settings: DatabaseSettings, application_name: str, *, lent: bool) -> dict[str, Any]:
+def _options(settings: DatabaseSettings, address: Address, application_name: str, *, lent: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "timeout": settings.connect_timeout_seconds,
         "command_timeout": settings.command_timeout_seconds,
         "server_settings": {"application_name": application_name},
+        **tls_options(address),
     }
     # A statement that was prepared in one session is unknown in the next.
     return options | {"statement_cache_size": 0} if lent else options
@@ -180,6 +188,8 @@ def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
             return f"there is no such database ({where}): create it, or correct the end of database.{where.setting}"
         case asyncpg.TooManyConnectionsError():
             return f"the database has no free connection ({where}): lower database.pool_size or raise its limit"
+        case ssl.SSLCertVerificationError():
+            return why_not_trusted(fault, where)
         case ssl.SSLError():
             return f"TLS failed ({where}): {explain(fault)}; check sslmode and sslrootcert in database.{where.setting}"
         case ConnectionError() if "rejected SSL" in str(fault):
@@ -192,6 +202,8 @@ def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
             return f"there is no host of that name ({where}): correct it in database.{where.setting}"
         case FileNotFoundError() if not where.host.startswith("/"):
             return f"TLS cannot be set up ({where}): a file that sslrootcert, sslcert or sslkey names does not exist"
+        case PermissionError() if not where.host.startswith("/"):
+            return f"TLS cannot be set up ({where}): a file that sslrootcert, sslcert or sslkey names may not be read"
         case OSError():
             return f"the database cannot be reached ({where}): {explain(fault)}; is it running?"
         case asyncpg.PostgresError():
