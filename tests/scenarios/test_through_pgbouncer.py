@@ -1,4 +1,4 @@
-"""Workers behind a PgBouncer in transaction mode: they poll there, and hear of jobs where they have a direct way, too."""
+"""Workers behind a PgBouncer in transaction mode: they poll there, and hear of jobs where they have a direct way."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from tenkaigen_worker.database.address import parse_address
 from tests.integration.bouncer import running_pgbouncer
 from tests.scenarios.history import history_of, keep_history
-from tests.scenarios.program import Start
-from tests.scenarios.rows import POLL_SECONDS, insert, until_none_open
+from tests.scenarios.program import PATIENCE_SECONDS, Start
+from tests.scenarios.rows import insert, until_none_open
 
 JOBS = 5
 WORKERS = 4
@@ -74,11 +74,7 @@ async def test_four_workers_share_the_queue(
     await asyncio.gather(*[worker.until("worker_ready") for worker in workers])
     await keep_history(pool)
     await pool.execute(MANY, jobs)
-    async with asyncio.timeout(jobs):
-        while await pool.fetchval(
-            "SELECT EXISTS (SELECT FROM generation_jobs WHERE status IN ('queued', 'processing'))"
-        ):
-            await asyncio.sleep(POLL_SECONDS)
+    await until_none_open(pool, patience=max(jobs, PATIENCE_SECONDS))
     for worker in workers:
         worker.process.terminate()
     assert await asyncio.gather(*[worker.wait() for worker in workers]) == [0] * WORKERS
@@ -91,14 +87,17 @@ async def test_four_workers_share_the_queue(
     assert {(row["status"], row["attempt"], len(row["outputs"]), row["error_message"]) for row in rows} == {
         ("completed", 1, 1, None)
     }
-    stored = {path.relative_to(tmp_path / ".tenkaigen/files") for path in tmp_path.glob(".tenkaigen/files/**/*.png")}
-    assert {str(path) for path in stored} == {row["outputs"][0]["key"] for row in rows}
+    assert _stored(tmp_path / ".tenkaigen/files") == {row["outputs"][0]["key"] for row in rows}
 
     said = [line for worker in workers for line in worker.lines]
     assert [line for line in said if line["level"] in ("ERROR", "CRITICAL")] == []
     assert {line["action"] for line in said if line["level"] == "WARNING"} <= {"listen_unproven"}
     made = Counter(changes[-1].worker_id for changes in history.values())
     assert len(made) == WORKERS, made
+
+
+def _stored(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
 
 
 async def _all_are_completed(pool: asyncpg.Pool) -> None:
