@@ -17,7 +17,7 @@ from tenkaigen_worker.config import Settings
 from tenkaigen_worker.database.limits import LARGEST, NAMES, PostgresLimits
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.errors import DatabaseError, LimitError
-from tenkaigen_worker.storage.factory import make_storage
+from tenkaigen_worker.storage.local import LocalStorage
 from tests.integration.test_api import FOX, client_of
 
 Run = Callable[..., Result]
@@ -152,7 +152,7 @@ async def test_by_http_it_is_429_with_the_seconds_to_wait(
     settings = Settings.model_validate({"state_dir": tmp_path, "plugins": {"paths": []}})
     await pool.execute(f"ALTER TABLE generation_jobs ALTER COLUMN user_id SET DEFAULT '{ALICE}'")
     await limits.set({"queued": 1, "pictures_per_day": 4})
-    async with client_of(pool, settings, make_storage(settings)) as client:
+    async with client_of(pool, settings, LocalStorage(tmp_path / "files", "http://x/files")) as client:
         assert (await client.post("/api/generate", json=FOX)).status == 202
 
         for count, retry_after in ((1, "60"), (5, None)):
