@@ -28,7 +28,7 @@ def _limit(_ctx: click.Context, _param: click.Parameter, text: str | None) -> in
 
     if text is None or text == NO_LIMIT:
         return text
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST):
+    if not (len(text) <= 10 and text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST):
         raise click.BadParameter(f"{text[:40]!r} is no limit: write a whole number from 1 to {LARGEST}, or none")
     return int(text)
 

@@ -214,6 +214,7 @@ def test_the_command_says_how_far_a_user_has_come(run: Run) -> None:
         (("set", "--queued", "0"), "'0' is no limit: write a whole number from 1 to 2147483646, or none"),
         (("set", "--queued", "2147483647"), "or none"),
         (("set", "--per-minute", "1.5"), "'1.5' is no limit"),
+        (("set", "--per-minute", "5" * 5000), "is no limit"),
         (("set", "--queued", "5", "--user", "bob"), "'bob' is not a valid UUID"),
         (("remove",), "Missing option '--user'"),
     ],
