@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.config_fields import (
     FilePath,
@@ -104,17 +105,6 @@ class WorkerSettings(Section):
                 "heartbeat_seconds",
             )
         return self
-
-
-class ApiSettings(Section):
-    """The front door. It speaks to this machine only, unless ``allow_remote`` says otherwise."""
-
-    host: Text = "127.0.0.1"
-    port: Port = 8000
-    auth: Literal["none"] = "none"
-    allow_remote: bool = False
-    allowed_hosts: Annotated[tuple[Text, ...], Field(strict=False)] = ()
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
 
 
 class ReferenceSettings(Section):

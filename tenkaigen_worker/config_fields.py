@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -38,12 +39,26 @@ HostPattern = Annotated[
     str,
     _matches(rf"(\*\.)?({_LABEL}\.)+[a-z]([a-z0-9-]*[a-z0-9])?", "a host such as cdn.example.com or *.example.com"),
 ]
+Origin = Annotated[
+    str,
+    _matches(
+        rf"https?://(({_LABEL}\.)*{_LABEL}|\[[0-9a-f:.]+\])(:\d{{1,5}})?", "an origin such as https://shop.example.com"
+    ),
+]
 Device = Annotated[str, _matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0")]
 HubId = Annotated[str, _matches(r"[\w.-]+/[\w.-]+", "a name on the Hugging Face hub such as Qwen/Qwen-Image")]
 BucketName = Annotated[
     str, _matches(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots, hyphens and underscores")
 ]
 ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
+
+
+def is_near(host: str) -> bool:
+    """Whether a host is this machine, or on a network of our own: a private address, or a name without a dot."""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host
 
 
 class Section(BaseModel):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import json
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from tenkaigen_worker.config_fields import BucketName, FilePath, Seconds, Section, Text, disagree
+from tenkaigen_worker.config_fields import BucketName, FilePath, Seconds, Section, Text, disagree, is_near
 
 _EXAMPLE = "https://PROJECT.supabase.co"
 _WRONG_KEY = "is a key for browsers, which may not write; the worker needs the project's secret key, sb_secret_..."
@@ -56,7 +55,7 @@ class SupabaseStorageSettings(Section):
             raise ValueError(wanted)
         if parts.path.strip("/"):
             raise ValueError(f"should end with the host, as in {_EXAMPLE}: the path to storage is added to it")
-        if parts.scheme == "http" and not _is_near(host):
+        if parts.scheme == "http" and not is_near(host):
             raise ValueError("should begin with https://: over http the secret key could be read on the way")
         return url.rstrip("/")
 
@@ -102,14 +101,6 @@ class StorageSettings(Section):
         if self.kind == "supabase" and self.supabase.url is None:
             raise disagree(f"is needed with storage.kind: supabase, such as {_EXAMPLE}", "supabase.url", "kind")
         return self
-
-
-def _is_near(host: str) -> bool:
-    """Whether a host is this machine, or on a network of our own: a private address, or a name without a dot."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." not in host
 
 
 def _role_of(key: str) -> str | None:

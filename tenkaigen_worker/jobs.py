@@ -159,6 +159,21 @@ class JobView:
     demo: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """On whose behalf jobs are asked for and looked at: a user, everybody, or, with neither, nobody in particular.
+
+    ``claims`` are what row-level security is to know of a user; left out, no more than the id.
+    """
+
+    user_id: UUID | None = None
+    claims: Mapping[str, Any] | None = None
+    sees_all: bool = False
+
+
+EVERYBODY = Asker(sees_all=True)
+
+
 class Queue(Protocol):
     """What the worker needs of the job table. Every write is fenced by the lease's token.
 

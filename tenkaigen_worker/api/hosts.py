@@ -1,4 +1,4 @@
-"""Who may speak to an API that asks nobody for a name: this machine, and hosts that the settings list.
+"""Under which names the API answers, and to whose pages: this machine, and hosts and origins that the settings list.
 
 A page from anywhere may make a browser on this machine send requests to 127.0.0.1. Its requests carry the page's
 ``Origin``, and after a DNS rebinding trick the page's own name as ``Host``; both are checked here.
@@ -15,11 +15,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from tenkaigen_worker.api.errors import Problem
-from tenkaigen_worker.config import ApiSettings
+from tenkaigen_worker.api.origins import SAFE_METHODS, Origins
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.errors import ConfigError
 
 _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[^\s:@/?#\[\]]+))(?::\d{1,5})?")
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def is_loopback(host: str) -> bool:
@@ -32,11 +32,11 @@ def is_loopback(host: str) -> bool:
 
 def refuse_open_door(api: ApiSettings) -> None:
     """Refuse to listen beyond this machine while nobody is asked who they are; raises ``ConfigError``."""
-    if api.auth == "none" and not api.allow_remote and not is_loopback(api.host):
+    if api.asks_nobody and not api.allow_remote and not is_loopback(api.host):
         raise ConfigError(
             f"api.host: {api.host} can be reached from other machines, and api.auth is 'none': anyone there could "
-            "queue jobs and read them. Use 127.0.0.1, or set api.allow_remote: true when something in front of it "
-            "keeps strangers out"
+            "queue jobs and read them. Use 127.0.0.1, or let api.auth ask who they are, or set api.allow_remote: true "
+            "when something in front of it keeps strangers out"
         )
 
 
@@ -60,7 +60,7 @@ class AllowedHosts:
         return is_loopback(host) or host in self.names
 
 
-def check_hosts(allowed: AllowedHosts) -> Middleware:
+def check_hosts(allowed: AllowedHosts, origins: Origins) -> Middleware:
     """Middleware that refuses other names in ``Host``, and writing requests from other sites' pages."""
 
     @web.middleware
@@ -73,8 +73,9 @@ def check_hosts(allowed: AllowedHosts) -> Middleware:
             raise Problem(HTTPStatus.MISDIRECTED_REQUEST, "wrong_host", detail)
 
         origin = request.headers.get("Origin")
-        if origin is not None and request.method not in _SAFE_METHODS and not _allows_origin(allowed, origin):
-            detail = f"pages from {origin} may not send requests here; api.allowed_hosts lists who may"
+        known = origin is None or origin in origins.listed or _allows_origin(allowed, origin)
+        if not known and request.method not in SAFE_METHODS:
+            detail = f"pages from {origin} may not send requests here; api.cors_origins lists who may"
             raise Problem(HTTPStatus.FORBIDDEN, "wrong_origin", detail)
         return await handler(request)
 

@@ -10,8 +10,9 @@ from uuid import UUID
 
 from aiohttp import web
 
+from tenkaigen_worker.access import ApiKey
 from tenkaigen_worker.api.offers import Offers
-from tenkaigen_worker.jobs import JobView
+from tenkaigen_worker.jobs import Asker, JobView
 from tenkaigen_worker.offers import Line
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.references.uploads import Uploads
@@ -27,22 +28,22 @@ class Submissions(Protocol):
         self,
         columns: Mapping[str, Any],
         *,
-        user_id: UUID | None,
+        asker: Asker,
         idempotency_key: str | None,
         request_hash: str | None,
     ) -> JobView:
-        """Insert a row; the same key with the same hash answers the row that is there."""
+        """Insert a row of the asker's; the same key with the same hash answers the row that is there."""
 
-    async def get(self, job_id: UUID) -> JobView | None:
-        """One row, or ``None``."""
+    async def get(self, job_id: UUID, asker: Asker) -> JobView | None:
+        """One row of the asker's, or ``None``."""
 
-    async def line(self, job_id: UUID) -> Line | None:
+    async def line(self, job_id: UUID, asker: Asker) -> Line | None:
         """What is before a queued job that is due, or ``None``."""
 
-    async def cancel(self, job_id: UUID) -> JobView | None:
+    async def cancel(self, job_id: UUID, asker: Asker) -> JobView | None:
         """Ask for it to be canceled; its row as it is now, or ``None``."""
 
-    async def retry(self, job_id: UUID) -> JobView | None:
+    async def retry(self, job_id: UUID, asker: Asker) -> JobView | None:
         """Queue the same request again as a new row, or ``None``."""
 
 
@@ -54,6 +55,13 @@ class Files(Protocol):
 
     async def link(self, key: str) -> str | None:
         """A URL under which a browser finds the file now, or ``None``."""
+
+
+class KeyTable(Protocol):
+    """Where API keys are kept; raises :class:`~tenkaigen_worker.errors.DatabaseError` when it cannot be reached."""
+
+    async def find(self, digest: bytes) -> ApiKey | None:
+        """The key with this digest, if it counts now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ class Parts:
     plugins: Plugins
     offers: Offers
     check: Callable[[], Awaitable[None]]
+    keys: KeyTable
 
 
 PARTS: web.AppKey[Parts] = web.AppKey("parts")
+ASKS_NOBODY = web.AppKey("asks_nobody", bool)

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from tenkaigen_worker.api.hosts import refuse_open_door
-from tenkaigen_worker.config import ApiSettings
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.errors import ConfigError
 
 log = logging.getLogger("tenkaigen.api")
 
+_LONGEST_HEADER_BYTES = 16_384  # as much as Node takes: sessions with tokens of other services in them are long
 _FINISH_SECONDS = 5  # a request takes milliseconds; only a slow download of a file may be cut
 
 
@@ -26,7 +27,7 @@ async def serving(app: web.Application, settings: ApiSettings) -> AsyncIterator[
     address may not be used, or is used by somebody else.
     """
     refuse_open_door(settings)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_FINISH_SECONDS)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_FINISH_SECONDS, max_field_size=_LONGEST_HEADER_BYTES)
     await runner.setup()
     try:
         await _listen(runner, settings)

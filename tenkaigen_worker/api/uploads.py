@@ -9,6 +9,7 @@ from http import HTTPStatus
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from tenkaigen_worker.api.callers import CALLER
 from tenkaigen_worker.api.errors import Problem
 from tenkaigen_worker.api.parts import PARTS
 from tenkaigen_worker.errors import PictureError
@@ -30,7 +31,7 @@ async def post_upload(request: web.Request) -> web.Response:
 
     data = await _read_file(request, uploads.max_bytes)
     try:
-        kept = await uploads.keep(data, owner=None)
+        kept = await uploads.keep(data, owner=request[CALLER].asker.user_id)
     except PictureError as error:
         raise Problem.of_field(HTTPStatus.BAD_REQUEST, "invalid_picture", "file", str(error)) from None
     body = {"reference": str(kept.upload), "width": kept.width, "height": kept.height}

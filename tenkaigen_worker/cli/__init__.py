@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ("jobs", "Show one job."),
     "cancel": ("jobs", "Ask for a job to be canceled."),
     "generate": ("generate", "Make a picture without a database: prompt in, PNG out."),
+    "keys": ("keys", "Make, list and revoke keys for the HTTP API."),
     "psql": ("database", "Open a shell on the configured database."),
     "stats": ("database", "Count jobs, times and costs of the last 24 hours."),
     "limits": ("limits", "Show and set how much one user may ask for."),

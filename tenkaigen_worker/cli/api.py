@@ -42,6 +42,7 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
     from tenkaigen_worker.api.offers import Offers
     from tenkaigen_worker.api.parts import Parts
     from tenkaigen_worker.api.serve import serving
+    from tenkaigen_worker.database.api_keys import ApiKeys
     from tenkaigen_worker.database.migrate import check_schema
     from tenkaigen_worker.database.submissions import Submissions
     from tenkaigen_worker.database.workers import PostgresWorkers
@@ -58,7 +59,7 @@ async def _run(settings: Settings, *, until_stdin_closes: bool) -> None:
         check = partial(check_schema, pool)
         uploads = Uploads(storage, settings.references)
         offers = Offers(PostgresWorkers(pool), plugins, settings.generation)
-        parts = Parts(Submissions(pool), storage, uploads, plugins, offers, check)
+        parts = Parts(Submissions(pool), storage, uploads, plugins, offers, check, ApiKeys(pool))
         async with serving(make_app(parts, settings.api), settings.api) as url, asyncio.TaskGroup() as tasks:
             upkeep = [
                 tasks.create_task(maintain(pool, storage, settings.worker)),

@@ -1,8 +1,20 @@
--- The queries of submissions.py. {columns} stands for what a JobView is made of.
+-- The queries of submissions.py. {columns} stands for what a JobView is made of. Whose job it may be are two parameters,
+-- "everybody's" and "this user's": a filter on the one row that the primary key finds.
+
+-- name: users_have_a_role
+-- The catalog.
+SELECT EXISTS (
+    SELECT FROM pg_policies
+    WHERE schemaname = 'public' AND tablename = 'generation_jobs' AND 'authenticated' = ANY (roles)
+);
+
+-- name: become_user
+-- Until the transaction ends.
+SELECT set_config('role', 'authenticated', true), set_config('request.jwt.claims', $1, true);
 
 -- name: get
 -- Primary key.
-SELECT {columns} FROM generation_jobs WHERE id = $1;
+SELECT {columns} FROM generation_jobs WHERE id = $1 AND ($2 OR user_id IS NOT DISTINCT FROM $3);
 
 -- name: line
 -- Primary key for the job itself; before it, in the order of the claim, at most $2 entries of
@@ -12,7 +24,9 @@ SELECT {columns} FROM generation_jobs WHERE id = $1;
 -- The job is looked up before its status is: with both in one WHERE, a server that believes the queue to be empty reads
 -- all of it through the index of queued rows.
 WITH asked AS MATERIALIZED (
-    SELECT status, run_at, priority, fair_at, seq, mode, count FROM generation_jobs WHERE id = $1
+    SELECT status, run_at, priority, fair_at, seq, mode, count
+    FROM generation_jobs
+    WHERE id = $1 AND ($3 OR user_id IS NOT DISTINCT FROM $4)
 ),
 own AS MATERIALIZED (
     SELECT priority, fair_at, seq, mode, count FROM asked WHERE status = 'queued' AND run_at <= now()
@@ -66,8 +80,13 @@ WHERE coalesce(user_id, '00000000-0000-0000-0000-000000000000')
 -- Primary key. The trigger generation_jobs_cancel_queued ends a queued job at once.
 UPDATE generation_jobs
 SET cancel_requested_at = now()
-WHERE id = $1 AND status IN ('queued', 'processing') AND cancel_requested_at IS NULL
+WHERE id = $1 AND ($2 OR user_id IS NOT DISTINCT FROM $3)
+    AND status IN ('queued', 'processing') AND cancel_requested_at IS NULL
 RETURNING {columns};
+
+-- name: cancel_own
+-- The same for a user; the function looks whose job it is.
+SELECT {columns} FROM cancel_generation_job($1);
 
 -- name: retry
 -- Primary key. A new row with the same request; when it may run, and how often, starts anew.
@@ -81,8 +100,12 @@ SELECT
     franchise, template, template_variables, reference, more_references, mask, strength, metadata, priority, max_attempts,
     webhook_url
 FROM generation_jobs
-WHERE id = $1 AND status IN ('failed', 'canceled')
+WHERE id = $1 AND ($2 OR user_id IS NOT DISTINCT FROM $3) AND status IN ('failed', 'canceled')
 RETURNING {columns};
+
+-- name: retry_own
+-- The same for a user; the function looks whose job it is.
+SELECT {columns} FROM retry_generation_job($1);
 
 -- name: rule
 -- What a named rule says in words, and the column it is about.

@@ -17,6 +17,7 @@ from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.offers import Offers
 from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.config import Settings
+from tenkaigen_worker.database.api_keys import ApiKeys
 from tenkaigen_worker.database.connect import open_pool
 from tenkaigen_worker.database.migrate import check_schema
 from tenkaigen_worker.database.submissions import Submissions
@@ -51,7 +52,7 @@ def client_of(pool: asyncpg.Pool, settings: Settings, storage: LocalStorage) -> 
     plugins = Plugins.load(settings.plugins)
     uploads = Uploads(storage, settings.references)
     offers = Offers(PostgresWorkers(pool), plugins, settings.generation)
-    parts = Parts(Submissions(pool), storage, uploads, plugins, offers, partial(check_schema, pool))
+    parts = Parts(Submissions(pool), storage, uploads, plugins, offers, partial(check_schema, pool), ApiKeys(pool))
     return TestClient(TestServer(make_app(parts, settings.api)))
 
 

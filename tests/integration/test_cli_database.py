@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import asyncpg
 import psutil
 import pytest
 
+from tenkaigen_worker.access import digest_of
 from tenkaigen_worker.config import DatabaseSettings
 from tenkaigen_worker.database.connect import open_pool
 from tenkaigen_worker.database.workers import PostgresWorkers
@@ -193,3 +195,28 @@ async def test_embedded_psql_is_the_servers_own(state_dir: Path, call: Call) -> 
     assert answer.returncode == 0, answer.stderr
     assert "template0" in answer.stdout
     shutil.rmtree(state_dir / "state")
+
+
+async def test_keys_are_made_shown_once_and_revoked(database: str, call: Call) -> None:
+    made = call(database, "keys", "create", "back-office", "--scope", "submit", "--scope", "read", "--days", "30")
+    key = made.stdout.strip()
+    assert digest_of(key) is not None
+    assert "cannot be shown again" in made.stderr
+    again = call(database, "keys", "create", "back-office", "--scope", "read")
+    assert (again.returncode, again.stderr.count("revoke it first")) == (1, 1)
+    assert "Traceback" not in again.stderr
+
+    connection = await asyncpg.connect(database)
+    (row,) = await connection.fetch("SELECT * FROM generation_api_keys")
+    assert row["sha256"] == hashlib.sha256(key.encode()).digest()
+    assert key not in str(row)
+    await connection.close()
+
+    listed = call(database, "keys", "list").stdout
+    assert "back-office" in listed
+    assert "submit, read" in listed
+    assert "never" in listed
+    assert key[4:20] not in listed
+    assert call(database, "keys", "revoke", "back-office").stdout == "Revoked back-office.\n"
+    assert call(database, "keys", "revoke", "back-office").returncode == 1
+    assert "revoked" in call(database, "keys", "list").stdout

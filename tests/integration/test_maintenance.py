@@ -18,7 +18,7 @@ from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.upkeep import OLDEST, Place, expire_late, rescue_lost
 from tenkaigen_worker.errors import Code, DatabaseError, StorageError
-from tenkaigen_worker.jobs import Completion, Failure, Job, Output, Status
+from tenkaigen_worker.jobs import Asker, Completion, Failure, Job, Output, Status
 from tenkaigen_worker.maintenance import expire, maintain, prune, remove_files, rescue
 from tenkaigen_worker.storage.keys import attempt_prefix, lease_of, thumbnail_key
 from tenkaigen_worker.storage.local import LocalStorage
@@ -265,7 +265,7 @@ async def test_files_of_a_job_that_failed_are_gone_after_the_next_round(
     pool: asyncpg.Pool[Any], submissions: Submissions, queue: PostgresQueue, files: Files
 ) -> None:
     for _ in range(2):
-        await submissions.submit({"prompt": "A phoenix", "max_attempts": 2}, user_id=UUID(int=7))
+        await submissions.submit({"prompt": "A phoenix", "max_attempts": 2}, asker=Asker(UUID(int=7)))
     failing, other = await claimed(queue), await claimed(queue)
     await files.add(failing)
     kept = await files.add(other)

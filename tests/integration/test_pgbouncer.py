@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -21,7 +22,7 @@ from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.wakeups import Wakeups
 from tenkaigen_worker.errors import DatabaseError
-from tenkaigen_worker.jobs import Completion, Output, Progress
+from tenkaigen_worker.jobs import Asker, Completion, Output, Progress
 from tests.integration.bouncer import running_pgbouncer
 from tests.integration.test_wakeups import Heard, logged
 
@@ -182,3 +183,29 @@ async def test_without_room_for_long_it_is_said(bounced: Bouncer) -> None:
         assert str(refused.value).startswith("the database has no free connection (host 127.0.0.1, port ")
         assert "no more connections allowed (max_client_conn); lower database.pool_size" in str(refused.value)
     await other.close()
+
+
+async def test_users_see_their_own_jobs_though_their_statements_share_sessions(supabase: str, state_dir: Path) -> None:
+    """Role and claims end with each transaction: the session is somebody else's next."""
+    users = [UUID(int=number) for number in range(1, 9)]
+    with running_pgbouncer(supabase, "transaction", state_dir) as port:
+        dsn = f"postgresql://postgres@127.0.0.1:{port}/{parse_address(supabase).database}"
+        async with await open_pool(DatabaseSettings(pool_size=10), dsn, "tests") as pool:
+            await pool.execute("INSERT INTO auth.users (id) SELECT unnest($1::uuid[])", users)
+            submissions = Submissions(pool)
+
+            async def use(user: UUID) -> None:
+                asker = Asker(user)
+                for _ in range(5):
+                    job = await submissions.submit({"prompt": "A fox"}, asker=asker)
+                    assert job.user_id == user
+                    assert await submissions.get(job.id, asker) is not None
+                    assert await submissions.get(job.id, Asker(UUID(int=99))) is None
+                    assert await submissions.get(job.id) is not None
+                    canceled = await submissions.cancel(job.id, asker)
+                    assert canceled is not None
+                    assert (await submissions.retry(job.id, asker)) is not None
+
+            await asyncio.gather(*map(use, users))
+            assert await pool.fetchval("SELECT count(DISTINCT user_id) FROM generation_jobs") == len(users)
+            assert await pool.fetchval("SELECT current_setting('request.jwt.claims', true)") in (None, "")

@@ -103,7 +103,7 @@ async def test_the_line_before_a_job_is_read_and_no_more(pool: asyncpg.Pool[Any]
 
     for _ in range(2):
         for place, counted in ((7, 8), (5000, LINE_AT_MOST)):
-            assert await scans(pool, SUBMISSIONS["line"], queued[place]["id"], LINE_AT_MOST) == {
+            assert await scans(pool, SUBMISSIONS["line"], queued[place]["id"], LINE_AT_MOST, True, None) == {
                 "generation_jobs_pkey": 1,
                 "generation_jobs_queued_idx": counted,
                 "generation_jobs_processing_idx": RUNNING,

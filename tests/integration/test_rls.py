@@ -208,7 +208,7 @@ async def test_nothing_else_is_granted_to_anybody(admin: Connection) -> None:
         | {OTHER_TABLES[3]: readable, backoff: "EXECUTE"},
         "tenkaigen_worker": dict.fromkeys((jobs, "generation_workers"), writable)
         | dict.fromkeys(("generation_settings", "generation_user_limits", "tenkaigen_migrations"), readable)
-        | {backoff: "EXECUTE"},
+        | {"generation_api_keys": "INSERT, SELECT, UPDATE", backoff: "EXECUTE"},
     }
 
     rows = await admin.fetch("""

@@ -13,7 +13,7 @@ import pytest
 from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.errors import Code, ConflictError, DatabaseError, FieldProblem, InputError
-from tenkaigen_worker.jobs import Completion, Failure, Job, JobView, Output, Progress, Status
+from tenkaigen_worker.jobs import EVERYBODY, Asker, Completion, Failure, Job, JobView, Output, Progress, Status
 
 ALICE, BOB = UUID(int=1), UUID(int=2)
 PHOENIX = {"prompt": "A phoenix rising", "style": "Anime"}
@@ -37,7 +37,7 @@ async def claimed(queue: PostgresQueue) -> Job:
 
 
 async def test_what_was_submitted_can_be_looked_at(submissions: Submissions, pool: asyncpg.Pool[Any]) -> None:
-    job = await submissions.submit({**PHOENIX, "width": 512, "metadata": {"cart": [1, "ünï"]}}, user_id=ALICE)
+    job = await submissions.submit({**PHOENIX, "width": 512, "metadata": {"cart": [1, "ünï"]}}, asker=Asker(ALICE))
 
     assert (job.status, job.prompt, job.style, job.width, job.height) == (
         *(Status.QUEUED, "A phoenix rising", "Anime"),
@@ -114,10 +114,10 @@ async def test_what_no_checked_request_holds_is_refused_for_good(
 
 
 async def test_the_same_key_is_the_same_job(submissions: Submissions) -> None:
-    first = await submissions.submit(PHOENIX, user_id=ALICE, idempotency_key="order-1", request_hash="abc")
+    first = await submissions.submit(PHOENIX, asker=Asker(ALICE), idempotency_key="order-1", request_hash="abc")
 
-    assert await submissions.submit(PHOENIX, user_id=ALICE, idempotency_key="order-1", request_hash="abc") == first
-    other = await submissions.submit(PHOENIX, user_id=BOB, idempotency_key="order-1", request_hash="abc")
+    assert await submissions.submit(PHOENIX, asker=Asker(ALICE), idempotency_key="order-1", request_hash="abc") == first
+    other = await submissions.submit(PHOENIX, asker=Asker(BOB), idempotency_key="order-1", request_hash="abc")
     nobodys = await submissions.submit(PHOENIX, idempotency_key="order-1", request_hash="abc")
     assert await submissions.submit(PHOENIX, idempotency_key="order-1", request_hash="abc") == nobodys
     assert len({first.id, other.id, nobodys.id}) == 3
@@ -194,7 +194,7 @@ async def test_canceling_what_is_final_or_unknown_changes_nothing(
 
 async def test_a_failed_job_is_repeated_as_a_new_one(submissions: Submissions, queue: PostgresQueue) -> None:
     request = {**PHOENIX, "width": 512, "count": 2, "loras": [{"name": "ink"}], "metadata": {"cart": 7}}
-    job = await submissions.submit(request, user_id=ALICE, idempotency_key="order-1")
+    job = await submissions.submit(request, asker=Asker(ALICE), idempotency_key="order-1")
     first = await claimed(queue)
     await queue.fail(first.lease, Failure(Code.REFUSED, "Not for us."))
 
@@ -284,3 +284,24 @@ async def test_a_database_that_is_gone_is_a_database_error(submissions: Submissi
 
 def test_a_problem_reads_as_a_sentence() -> None:
     assert str(InputError.of([FieldProblem("width", "must be a multiple of 16")])) == "width: must be a multiple of 16"
+
+
+async def test_every_question_is_about_the_askers_own_jobs(submissions: Submissions, pool: asyncpg.Pool[Any]) -> None:
+    of_alice, of_nobody = await submissions.submit(PHOENIX, asker=Asker(ALICE)), await submissions.submit(PHOENIX)
+    await pool.execute("UPDATE generation_jobs SET status = 'failed' WHERE id = $1", of_nobody.id)
+    failed = await submissions.submit(PHOENIX, asker=Asker(ALICE))
+    await pool.execute("UPDATE generation_jobs SET status = 'failed' WHERE id = $1", failed.id)
+
+    for stranger in (Asker(BOB), Asker()):
+        assert await submissions.get(of_alice.id, stranger) is None
+        assert await submissions.line(of_alice.id, stranger) is None
+        assert await submissions.cancel(of_alice.id, stranger) is None
+        assert await submissions.retry(failed.id, stranger) is None
+    assert await submissions.retry(of_nobody.id, Asker(ALICE)) is None
+    assert await submissions.get(of_nobody.id, Asker()) is not None
+
+    for knows in (Asker(ALICE), EVERYBODY):
+        assert await submissions.line(of_alice.id, knows) is not None
+        again = await submissions.retry(failed.id, knows)
+        assert again is not None
+        assert again.user_id == ALICE

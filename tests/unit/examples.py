@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from tenkaigen_worker.access import ApiKey
 from tenkaigen_worker.config import Settings
 from tenkaigen_worker.jobs import Job, JobView, Lease, Status
 from tenkaigen_worker.offers import Announcement, WorkerState
@@ -84,6 +85,21 @@ class FakeWorkers:
     def _answer(self) -> None:
         if self.broken:
             raise self.broken
+
+
+class FakeKeys:
+    """A stand-in for the table of API keys; ``asked`` counts."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, ApiKey] = {}
+        self.asked = 0
+
+    async def find(self, digest: bytes) -> ApiKey | None:
+        self.asked += 1
+        return self.rows.get(digest)
+
+
+NO_KEYS = FakeKeys()
 
 
 class Clock:

@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Parts
-from tenkaigen_worker.config import ApiSettings
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.errors import StorageError
 from tenkaigen_worker.storage.local import LocalStorage
 
@@ -28,7 +28,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 @pytest.fixture
 async def client(storage: LocalStorage) -> AsyncIterator[TestClient]:
     # Nothing but files is asked for here.
-    parts = Parts(None, storage, None, None, None, None)  # type: ignore[arg-type]
+    parts = Parts(None, storage, None, None, None, None, None)  # type: ignore[arg-type]
     async with TestClient(TestServer(make_app(parts, ApiSettings()))) as client:
         await storage.put(KEY, DATA, content_type="image/png")
         yield client
@@ -156,7 +156,7 @@ class Elsewhere:
 async def elsewhere() -> AsyncIterator[tuple[TestClient, Elsewhere]]:
     files = Elsewhere()
     files.links["uploads/anonymous/x.png"] = "https://ref.supabase.co/nobody-may-know"
-    parts = Parts(None, files, None, None, None, None)  # type: ignore[arg-type]
+    parts = Parts(None, files, None, None, None, None, None)  # type: ignore[arg-type]
     async with TestClient(TestServer(make_app(parts, ApiSettings()))) as client:
         yield client, files
 

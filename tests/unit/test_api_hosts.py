@@ -15,11 +15,11 @@ from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.hosts import AllowedHosts, refuse_open_door
 from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.api.serve import serving
-from tenkaigen_worker.config import ApiSettings
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.errors import ConfigError
 
 # Nothing behind the door is asked for here.
-PARTS = Parts(None, None, None, None, None, None)  # type: ignore[arg-type]
+PARTS = Parts(None, None, None, None, None, None, None)  # type: ignore[arg-type]
 CANCEL = "/api/generate/not-an-id/cancel"  # let in, it answers 400
 
 

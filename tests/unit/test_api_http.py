@@ -18,15 +18,16 @@ from aiohttp.test_utils import TestClient, TestServer
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.offers import Offers
 from tenkaigen_worker.api.parts import Parts
-from tenkaigen_worker.config import ApiSettings, PluginSettings, ReferenceSettings
+from tenkaigen_worker.config import PluginSettings, ReferenceSettings
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.config_generation import GenerationSettings
 from tenkaigen_worker.errors import ConflictError, DatabaseError, FieldProblem, LimitError, StorageError
-from tenkaigen_worker.jobs import JobView, Output, Status
+from tenkaigen_worker.jobs import Asker, JobView, Output, Status
 from tenkaigen_worker.offers import Limits, Line, Work
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.references.uploads import Uploads
 from tenkaigen_worker.storage.local import LocalStorage
-from tests.unit.examples import NOW, QUEUED, WORKER, Clock, FakeWorkers
+from tests.unit.examples import NO_KEYS, NOW, QUEUED, WORKER, Clock, FakeWorkers
 
 REFERENCE = "upload:019dac38-5e55-74f3-8ac4-2ecd7f3d5ac2"
 
@@ -41,26 +42,26 @@ class Table:
         self.broken: Exception | None = None
 
     async def submit(
-        self, columns: Mapping[str, Any], *, user_id: UUID | None, idempotency_key: str | None, request_hash: str | None
+        self, columns: Mapping[str, Any], *, asker: Asker, idempotency_key: str | None, request_hash: str | None
     ) -> JobView:
         self._answer()
         self.submitted.append({**columns, "key": idempotency_key, "hash": request_hash})
         return QUEUED
 
-    async def get(self, job_id: UUID, user_id: UUID | None = None) -> JobView | None:
+    async def get(self, job_id: UUID, asker: Asker) -> JobView | None:
         self._answer()
         return self.jobs.get(job_id)
 
-    async def line(self, job_id: UUID) -> Line | None:
+    async def line(self, job_id: UUID, asker: Asker) -> Line | None:
         self._answer()
         return self.before
 
-    async def cancel(self, job_id: UUID) -> JobView | None:
+    async def cancel(self, job_id: UUID, asker: Asker) -> JobView | None:
         self._answer()
         job = self.jobs.get(job_id)
         return job and replace(job, status=Status.CANCELED)
 
-    async def retry(self, job_id: UUID) -> JobView | None:
+    async def retry(self, job_id: UUID, asker: Asker) -> JobView | None:
         self._answer()
         job = self.jobs.get(job_id)
         return job and replace(job, id=UUID(int=7), retry_of=job.id)
@@ -103,7 +104,7 @@ def parts(
 
     plugins = Plugins.load(PluginSettings(paths=(plugin_folder,)))
     offers = Offers(workers, plugins, GenerationSettings(), Clock())
-    return Parts(table, storage, Uploads(storage, ReferenceSettings()), plugins, offers, check)
+    return Parts(table, storage, Uploads(storage, ReferenceSettings()), plugins, offers, check, NO_KEYS)
 
 
 @pytest.fixture

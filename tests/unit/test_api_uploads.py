@@ -18,7 +18,8 @@ from yarl import URL
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.api.serve import serving
-from tenkaigen_worker.config import ApiSettings, ReferenceSettings
+from tenkaigen_worker.config import ReferenceSettings
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.errors import StorageError
 from tenkaigen_worker.references.given import Upload, read_reference
 from tenkaigen_worker.references.uploads import Uploads, upload_key
@@ -39,7 +40,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 @pytest.fixture
 def app(storage: LocalStorage) -> web.Application:
-    parts = Parts(None, storage, Uploads(storage, SETTINGS), None, None, None)  # type: ignore[arg-type]
+    parts = Parts(None, storage, Uploads(storage, SETTINGS), None, None, None, None)  # type: ignore[arg-type]
     return make_app(parts, ApiSettings(max_body_bytes=1024))  # which is for JSON
 
 

@@ -18,7 +18,8 @@ from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Parts
 from tenkaigen_worker.api.views import job_body, status_body
 from tenkaigen_worker.cli import COMMANDS, cli
-from tenkaigen_worker.config import ApiSettings, Settings
+from tenkaigen_worker.config import Settings
+from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.engine.messages import Message
 from tenkaigen_worker.errors import Code
 from tenkaigen_worker.jobs import FINAL, TRANSITIONS

@@ -17,10 +17,12 @@ PACKAGE = Path(tenkaigen_worker.__file__).parent
 # From the ground up. A module may import from its own room and from rows below; rooms of one row are strangers, but
 # for the rows of friends.
 SETTINGS_AND_JOBS = {
+    "access",
     "jobs",
     "settings_sources",
     "yaml_lines",
     "config_fields",
+    "config_api",
     "config_engine",
     "config_generation",
     "config_storage",
@@ -30,10 +32,12 @@ SETTINGS_AND_JOBS = {
 LAYERS = (
     {"errors", "resources", "redact", "names"},
     {
+        "access",
         "jobs",
         "settings_sources",
         "yaml_lines",
         "config_fields",
+        "config_api",
         "config_engine",
         "config_generation",
         "config_storage",
@@ -51,10 +55,12 @@ LAYERS = (
 ROWS_OF_FRIENDS = (
     {"errors", "resources", "redact", "names"},
     {
+        "access",
         "jobs",
         "settings_sources",
         "yaml_lines",
         "config_fields",
+        "config_api",
         "config_engine",
         "config_generation",
         "config_storage",

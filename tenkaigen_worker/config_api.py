@@ -1,0 +1,86 @@
+"""The section ``api``: where it listens, and whom it asks who they are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+
+from tenkaigen_worker.config_fields import Origin, Port, Section, Text, disagree, is_near
+
+# HS256 with less could be guessed from one token (RFC 7518, section 3.2).
+SHORTEST_SECRET_BYTES = 32
+
+
+def _listed(value: Any) -> Any:
+    """One word may stand without a list."""
+    return (value,) if isinstance(value, str) else value
+
+
+Auth = Annotated[
+    tuple[Literal["none", "supabase", "api_keys"], ...], Field(strict=False, min_length=1), BeforeValidator(_listed)
+]
+
+
+class SupabaseAuthSettings(Section):
+    """Whose tokens are taken. ``jwt_secret`` is only for projects that sign with HS256; ``anonymous`` sign-ins."""
+
+    url: Text | None = None
+    jwt_secret: SecretStr | None = None
+    anonymous: bool = False
+
+    @field_validator("url")
+    @classmethod
+    def _reached_safely(cls, url: str | None) -> str | None:
+        """Over plain HTTP anybody on the way could put in keys of their own: not beyond a network that is ours."""
+        if url is None:
+            return None
+        wrong = ValueError("should be your project's URL, such as https://abcdefgh.supabase.co")
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise wrong from None
+        bare = parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
+        if not (host and bare and (parts.scheme == "https" or (parts.scheme == "http" and is_near(host)))):
+            raise wrong
+        return url.rstrip("/")
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret.get_secret_value().encode()) < SHORTEST_SECRET_BYTES:
+            raise ValueError(f"should be the project's JWT secret, of at least {SHORTEST_SECRET_BYTES} bytes")
+        return secret
+
+
+class ApiSettings(Section):
+    """The front door. It speaks to this machine only, unless ``allow_remote`` or ``auth`` says otherwise."""
+
+    host: Text = "127.0.0.1"
+    port: Port = 8000
+    auth: Auth = ("none",)
+    supabase: SupabaseAuthSettings = SupabaseAuthSettings()
+    cors_origins: Annotated[tuple[Origin, ...], Field(strict=False)] = ()
+    allow_remote: bool = False
+    allowed_hosts: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether everybody who gets through may do everything."""
+        return "none" in self.auth
+
+    @model_validator(mode="after")
+    def _ways_in(self) -> Self:
+        if self.asks_nobody and len(self.auth) > 1:
+            raise disagree("none stands alone: it would make every other way in pointless", "auth")
+        if "supabase" in self.auth and self.supabase.url is None:
+            raise disagree(
+                "is missing; with supabase in api.auth it should be your project's URL, such as "
+                "https://abcdefgh.supabase.co",
+                "supabase.url",
+                "auth",
+            )
+        return self
