@@ -17,6 +17,7 @@ from tenkaigen_worker.config import Settings
 from tenkaigen_worker.database.limits import LARGEST, NAMES, PostgresLimits
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.errors import DatabaseError, LimitError
+from tenkaigen_worker.jobs import Asker
 from tenkaigen_worker.storage.local import LocalStorage
 from tests.integration.test_api import FOX, client_of
 
@@ -143,7 +144,7 @@ async def test_a_lifted_limit_of_one_user_lets_them_pass(limits: PostgresLimits,
 
     await pool.execute(INSERT, BOB, 1, "queued")
     with pytest.raises(LimitError):
-        await Submissions(pool).submit({"prompt": "A phoenix"}, user_id=BOB)
+        await Submissions(pool).submit({"prompt": "A phoenix"}, asker=Asker(BOB))
 
 
 async def test_by_http_it_is_429_with_the_seconds_to_wait(
