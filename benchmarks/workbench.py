@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import asyncpg
@@ -52,6 +53,7 @@ class Program:
         self.pid = process.pid
         self._process = process
         self._last: deque[str] = deque(maxlen=LAST_LINES)
+        self._ignoring: Thread | None = None
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the JSON objects as they come, until the process ends; raises when it ended badly."""
@@ -63,17 +65,25 @@ class Program:
         if status := self._process.wait():
             raise TenkaigenError(f"{self._name()} ended with status {status}:\n{''.join(self._last)}")
 
-    def until(self, action: str) -> None:
-        """Wait until the log says ``action``."""
+    def until(self, action: str) -> dict[str, Any]:
+        """Wait until the log says ``action``; answers that line."""
         for line in self.lines():
             if line.get("action") == action:
-                return
+                return line
         raise TenkaigenError(f"{self._name()} ended before it said {action}:\n{''.join(self._last)}")
+
+    def ignore_the_rest(self) -> None:
+        """Read on beside us, and forget: a process whose output nobody reads stands still once the pipe is full."""
+        assert self._process.stdout is not None
+        self._ignoring = Thread(target=deque, args=(self._process.stdout, 0))
+        self._ignoring.start()
 
     def end(self) -> None:
         """End it in order, or else by force."""
         if self._process.poll() is None:
             self._process.terminate()
+        if self._ignoring:
+            self._ignoring.join(END_SECONDS)
         try:
             self._process.communicate(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -38,6 +38,7 @@ class DatabaseSettings(Section):
 
     url: SecretStr = SecretStr("embedded")
     listen_url: SecretStr | None = None
+    allow_plaintext: bool = False
     pool_size: Annotated[int, Field(ge=2, le=50)] = 4
     connect_timeout_seconds: Seconds = 10
     command_timeout_seconds: Seconds = 30

@@ -111,7 +111,7 @@ def supabase_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def oldest_supabase_server() -> Iterator[str]:
     """The same as a PostgreSQL 15, as far as the machine has one."""
-    with running(_oldest_binaries()) as dsn:
+    with running(oldest_binaries()) as dsn:
         asyncio.run(_make_supabase(dsn))
         yield dsn
 
@@ -140,11 +140,12 @@ async def _make_supabase(dsn: str) -> None:
 @pytest.fixture(scope="session")
 def oldest_server() -> Iterator[str]:
     """DSN of a PostgreSQL 15, where the machine has one; a CI machine must."""
-    with running(_oldest_binaries()) as dsn:
+    with running(oldest_binaries()) as dsn:
         yield dsn
 
 
-def _oldest_binaries() -> Path:
+def oldest_binaries() -> Path:
+    """The programs of a PostgreSQL 15, where the machine has one; a CI machine must."""
     if not OLDEST.is_dir():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("install the package postgresql-15")
     return OLDEST

@@ -26,6 +26,7 @@ COMMANDS = {
     "keys": ("keys", "Make, list and revoke keys for the HTTP API."),
     "psql": ("database", "Open a shell on the configured database."),
     "stats": ("database", "Count jobs, times and costs of the last 24 hours."),
+    "limits": ("limits", "Show and set how much one user may ask for."),
     "doctor": ("doctor", "Check this machine and say what to do."),
     "config": ("config", "Print the settings in force and where each came from."),
     "plugins": ("plugins", "List plugins, their hooks and their problems."),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tenkaigen_worker.config import Settings
     from tenkaigen_worker.config_engine import EngineSettings
+    from tenkaigen_worker.database.pooler import Pooler
     from tenkaigen_worker.engine.inspection import Inspection
     from tenkaigen_worker.engine.machine import Machine
 
@@ -30,6 +31,12 @@ DISK_NEEDED = 5 * 1024**3
 
 # How long a notification may take to come back, in seconds.
 LISTEN_SECONDS = 5.0
+
+# Those that the server keeps for its superuser are not ours.
+ROOM = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+# One client for each session of its pool, whose size is 15 unless the project has another.
+SUPABASE_POOLER = ".pooler.supabase.com"
+SUPABASE_SESSIONS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             version = await pool.fetchval("SHOW server_version")
             pooler = await look_for_pooler(settings.database, dsn)
             yield Finding(subject, f"{version}, through {pooler.value}")
+            yield await _tls(settings, dsn, pool)
             subject = "Job table"
             await check_schema(pool)
             yield Finding(subject, "as this program needs it")
@@ -171,6 +179,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             apart = await users_are_apart(pool)
             if apart is not None:
                 yield _users(apart)
+            yield await _connections(settings, dsn, pool, pooler)
             yield await _listen(settings, dsn, pool)
     except TenkaigenError as error:
         yield Finding(subject, "not usable", str(error))
@@ -184,6 +193,45 @@ def _users(apart: bool) -> Finding:
         "nothing keeps them apart: this became a database of Supabase after it was migrated",
         "Run: DELETE FROM tenkaigen_migrations WHERE version = 25; and then: tenkaigen migrate",
     )
+
+
+async def _tls(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:
+    """What our own end of the connection has; a pooler's way to the server is another one."""
+    from tenkaigen_worker.database.address import parse_address
+    from tenkaigen_worker.database.tls import check_way, is_local, mode_of, negotiated, server_side
+
+    address = parse_address(dsn)
+    async with pool.acquire() as connection:
+        ours, servers = negotiated(connection), await server_side(connection)
+    where = "to this machine" if is_local(address) else "over the network"
+    found = f"{ours}, sslmode={mode_of(address)}" if ours else f"plaintext, {where}"
+    if ours != servers:
+        found += f"; from the pooler to the server {servers or 'plaintext'}"
+    remedy = check_way(address, allow_plaintext=True)
+    return Finding("TLS", found, remedy or "")
+
+
+async def _connections(settings: Settings, dsn: str, pool: asyncpg.Pool, pooler: Pooler) -> Finding:
+    """How many connections an API and the live workers want, and whether there is room for so many."""
+    from tenkaigen_worker.database.address import parse_address
+    from tenkaigen_worker.database.pooler import Pooler
+    from tenkaigen_worker.database.workers import PostgresWorkers
+
+    size = settings.database.pool_size
+    workers = max(1, len(await PostgresWorkers(pool).live()))
+    listeners = workers if settings.database.listen_url is None else 0
+    wanted = size + workers * size + listeners
+    found = f"one API and {workers} worker{'s' * (workers > 1)} hold up to {wanted}"
+    if pooler is Pooler.NONE:
+        room = await pool.fetchval(ROOM)
+        of_whom = "the server lets in"
+    elif pooler is Pooler.SESSION and parse_address(dsn).host.endswith(SUPABASE_POOLER):
+        room = SUPABASE_SESSIONS
+        of_whom = "Supabase's session pooler lets in about"
+    else:
+        return Finding("Connections", found)
+    remedy = "Lower database.pool_size (2 is enough), or go through a pooler in transaction mode."
+    return Finding("Connections", f"{found}; {of_whom} {room}", remedy if wanted > room else "")
 
 
 async def _listen(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:

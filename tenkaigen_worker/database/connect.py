@@ -7,19 +7,23 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from tenkaigen_worker.config import DatabaseSettings
 from tenkaigen_worker.database.address import LISTEN_URL, URL, Address, malformed, parse_address
-from tenkaigen_worker.database.faults import FAULTS, explain
+from tenkaigen_worker.database.faults import FAULTS, explain, is_full
 from tenkaigen_worker.database.pooler import Pooler, find_pooler
+from tenkaigen_worker.database.tls import check_way, tls_options, why_not_trusted
 from tenkaigen_worker.errors import DatabaseError
+
+T = TypeVar("T")
 
 log = logging.getLogger("tenkaigen.database")
 
@@ -36,13 +40,14 @@ _UNACKNOWLEDGED_MS = 30_000
 async def resolve_dsn(settings: DatabaseSettings, state_dir: Path) -> AsyncIterator[str]:
     """Yield the DSN of the configured database; ``embedded`` runs a server in ``state_dir`` as long as this is open.
 
-    Raises :class:`~tenkaigen_worker.errors.DatabaseError` when a URL is malformed or the server does not start.
+    Raises :class:`~tenkaigen_worker.errors.DatabaseError` when a URL is malformed or may lead over a network in
+    plaintext, or when the server does not start.
     """
     if settings.listen_url is not None:
-        parse_address(settings.listen_url.get_secret_value(), LISTEN_URL)
+        _check_way(settings, parse_address(settings.listen_url.get_secret_value(), LISTEN_URL))
     url = settings.url.get_secret_value()
     if url != EMBEDDED:
-        parse_address(url)
+        _check_way(settings, parse_address(url))
         yield url
         return
 
@@ -61,32 +66,41 @@ async def resolve_dsn(settings: DatabaseSettings, state_dir: Path) -> AsyncItera
         await asyncio.to_thread(server.close)
 
 
+def _check_way(settings: DatabaseSettings, address: Address) -> None:
+    if doubt := check_way(address, allow_plaintext=settings.allow_plaintext):
+        log.warning(doubt, extra={"action": "tls_unverified"})
+
+
 async def open_pool(settings: DatabaseSettings, dsn: str, application_name: str) -> asyncpg.Pool:
     """Open a pool of at most ``settings.pool_size`` connections, one of them at once.
 
-    It first looks what is in between, and does without prepared statements behind a pooler in transaction mode. jsonb
-    arrives as Python values. Raises :class:`~tenkaigen_worker.errors.DatabaseError` when the database cannot be
-    reached or refuses us; its text names host, port, database and user, never the password.
+    While the database, or a pooler before it, has no room for one more client, each waits for that, for at most
+    ``settings.connect_timeout_seconds``. Before all that it looks what is in between, and does without prepared
+    statements behind a pooler in transaction mode. jsonb arrives as Python values. Raises
+    :class:`~tenkaigen_worker.errors.DatabaseError` when the database cannot be reached or refuses us; its text names
+    host, port, database and user, never the password.
     """
     address = parse_address(dsn)
-    pooler = await look_for_pooler(settings, dsn)
+    pooler = await _patiently(settings, look_for_pooler, settings, dsn)
     if pooler is not Pooler.NONE:
         log.info("The database is behind %s", pooler.value, extra={"action": "pooler_found", "mode": pooler.name})
     lent = pooler is Pooler.TRANSACTION
     try:
-        async with asyncio.timeout(settings.connect_timeout_seconds):
+        # Once for room to connect, and once for connecting.
+        async with asyncio.timeout(2 * settings.connect_timeout_seconds):
             pool = await asyncpg.create_pool(
                 dsn,
+                connect=partial(_patiently, settings, asyncpg.connect),
                 min_size=0,  # with a floor, the pool logs tracebacks of its own while the database is away
                 max_size=settings.pool_size,
                 init=_prepare if lent else partial(_prepare_session, settings),
                 reset=_leave_as_is,
-                **_options(settings, application_name, lent=lent),
+                **_options(settings, address, application_name, lent=lent),
             )
             async with pool.acquire():
                 return pool
     except (*FAULTS, ValueError) as fault:
-        raise DatabaseError(_why(fault, address, settings.connect_timeout_seconds)) from None
+        raise _refusal(fault, address, settings) from None
 
 
 async def connect(
@@ -99,7 +113,7 @@ async def connect(
     address = parse_address(dsn, setting)
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
-            options = _options(settings, application_name, lent=True)
+            options = _options(settings, address, application_name, lent=True)
             connection: asyncpg.Connection = await asyncpg.connect(dsn, **options)
             try:
                 await _prepare(connection)
@@ -108,12 +122,44 @@ async def connect(
                 raise
             return connection
     except (*FAULTS, ValueError) as fault:
-        raise DatabaseError(_why(fault, address, settings.connect_timeout_seconds)) from None
+        raise _refusal(fault, address, settings) from None
 
 
 async def look_for_pooler(settings: DatabaseSettings, dsn: str) -> Pooler:
     """Answer what is between us and the server; raises as :func:`open_pool` does."""
     return await find_pooler(lambda: connect(settings, dsn, "tenkaigen probe"))
+
+
+async def _patiently(
+    settings: DatabaseSettings, connecting: Callable[..., Awaitable[T]], *arguments: Any, **options: Any
+) -> T:
+    """Try again while there is no room for one more client: others come and go, a deployment has twice as many."""
+    attempts = AsyncRetrying(
+        retry=retry_if_exception(lambda fault: isinstance(fault, _NoRoomError) or is_full(fault)),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        stop=stop_after_delay(settings.connect_timeout_seconds),
+        before_sleep=_tell_no_room,
+        reraise=True,
+    )
+    return await attempts(connecting, *arguments, **options)
+
+
+def _tell_no_room(state: RetryCallState) -> None:
+    log.warning(
+        "the database has no room for one more connection, next try in %.1f s: %s",
+        state.upcoming_sleep,
+        state.outcome and explain(state.outcome.exception() or TimeoutError()),
+        extra={"action": "no_room"},
+    )
+
+
+class _NoRoomError(DatabaseError):
+    """The server, or a pooler before it, has as many clients as it takes."""
+
+
+def _refusal(fault: Exception, where: Address, settings: DatabaseSettings) -> DatabaseError:
+    kind = _NoRoomError if is_full(fault) else DatabaseError
+    return kind(_why(fault, where, settings.connect_timeout_seconds))
 
 
 def keep_alive(connection: Any) -> None:
@@ -132,11 +178,12 @@ def keep_alive(connection: Any) -> None:
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _options(settings: DatabaseSettings, application_name: str, *, lent: bool) -> dict[str, Any]:
+def _options(settings: DatabaseSettings, address: Address, application_name: str, *, lent: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "timeout": settings.connect_timeout_seconds,
         "command_timeout": settings.command_timeout_seconds,
         "server_settings": {"application_name": application_name},
+        **tls_options(address),
     }
     # A statement that was prepared in one session is unknown in the next.
     return options | {"statement_cache_size": 0} if lent else options
@@ -178,8 +225,13 @@ def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
             return f"the database does not let us in ({where}): {explain(fault)}"
         case asyncpg.InvalidCatalogNameError():
             return f"there is no such database ({where}): create it, or correct the end of database.{where.setting}"
-        case asyncpg.TooManyConnectionsError():
-            return f"the database has no free connection ({where}): lower database.pool_size or raise its limit"
+        case _ if is_full(fault):
+            return (
+                f"the database has no free connection ({where}): {explain(fault)}; lower database.pool_size, raise its "
+                "limit, or go through a pooler in transaction mode"
+            )
+        case ssl.SSLCertVerificationError():
+            return why_not_trusted(fault, where)
         case ssl.SSLError():
             return f"TLS failed ({where}): {explain(fault)}; check sslmode and sslrootcert in database.{where.setting}"
         case ConnectionError() if "rejected SSL" in str(fault):
@@ -192,6 +244,8 @@ def _why(fault: Exception, where: Address, timeout_seconds: float) -> str:
             return f"there is no host of that name ({where}): correct it in database.{where.setting}"
         case FileNotFoundError() if not where.host.startswith("/"):
             return f"TLS cannot be set up ({where}): a file that sslrootcert, sslcert or sslkey names does not exist"
+        case PermissionError() if not where.host.startswith("/"):
+            return f"TLS cannot be set up ({where}): a file that sslrootcert, sslcert or sslkey names may not be read"
         case OSError():
             return f"the database cannot be reached ({where}): {explain(fault)}; is it running?"
         case asyncpg.PostgresError():

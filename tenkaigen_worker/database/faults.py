@@ -15,6 +15,15 @@ FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientE
 # SQLSTATE classes: data that does not fit, a broken constraint, a wrong statement; and RAISE EXCEPTION.
 _PERMANENT = ("22", "23", "42", "P0001")
 
+# How poolers say that they have as many clients as they take; none uses the SQLSTATE for that. Supabase's in session
+# mode, as it is now and as it was, and in transaction mode; PgBouncer's.
+_FULL = (
+    "max clients reached",
+    "MaxClientsInSessionMode",
+    "max client connections reached",
+    "no more connections allowed",
+)
+
 
 @contextmanager
 def database_faults(doing: str) -> Iterator[None]:
@@ -26,6 +35,13 @@ def database_faults(doing: str) -> Iterator[None]:
         yield
     except FAULTS as fault:
         raise DatabaseError(f"{doing}: {explain(fault)}", permanent=_is_permanent(fault)) from fault
+
+
+def is_full(fault: BaseException) -> bool:
+    """Whether the server, or a pooler before it, refuses us because it has as many clients as it takes."""
+    if isinstance(fault, asyncpg.TooManyConnectionsError):
+        return True
+    return isinstance(fault, asyncpg.PostgresError) and any(words in str(fault.args[0]) for words in _FULL)
 
 
 def _is_permanent(fault: BaseException) -> bool:

@@ -19,8 +19,11 @@ SESSIONS = 8  # that it opens to the server, for each database
 
 
 @contextmanager
-def running_pgbouncer(server_dsn: str, mode: str, folder: Path) -> Iterator[int]:
-    """Run PgBouncer before a server, as the system user that may reach its socket; yields the TCP port."""
+def running_pgbouncer(server_dsn: str, mode: str, folder: Path, clients: int = 100) -> Iterator[int]:
+    """Run PgBouncer before a server, as the system user that may reach its socket; yields the TCP port.
+
+    It takes at most so many ``clients``.
+    """
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("install the package pgbouncer")
@@ -40,6 +43,7 @@ def running_pgbouncer(server_dsn: str, mode: str, folder: Path) -> Iterator[int]
         auth_file = {folder / "users.txt"}
         pool_mode = {mode}
         default_pool_size = {SESSIONS}
+        max_client_conn = {clients}
         log_connections = 0
         log_disconnections = 0
         log_stats = 0

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tenkaigen_worker.database.faults import database_faults
+from tenkaigen_worker.database.faults import database_faults, is_full
 from tenkaigen_worker.errors import DatabaseError
 
 
@@ -58,3 +58,30 @@ async def test_a_closed_pool_is_not(pool: asyncpg.Pool[Any]) -> None:
         await pool.execute("SELECT 1")
 
     assert not refused.value.permanent
+
+
+@pytest.mark.parametrize(
+    ("fault", "full"),
+    [
+        (asyncpg.TooManyConnectionsError("sorry, too many clients already"), True),
+        (
+            asyncpg.InternalServerError(
+                "(EMAXCLIENTSESSION) max clients reached in session mode - max clients are limited to pool_size: 15"
+            ),
+            True,
+        ),
+        (
+            asyncpg.InternalServerError(
+                "MaxClientsInSessionMode: max clients reached - in Session mode max clients are limited to pool_size"
+            ),
+            True,
+        ),
+        (asyncpg.InternalServerError("(EMAXCLIENTCONN) max client connections reached, limit: 200"), True),
+        (asyncpg.ProtocolViolationError("no more connections allowed (max_client_conn)"), True),
+        (asyncpg.InternalServerError("something else"), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_a_full_house_is_known_by_its_words(fault: BaseException, full: bool) -> None:
+    """Those of PostgreSQL, of Supabase's pooler in both modes, now and formerly, and of PgBouncer."""
+    assert is_full(fault) is full

@@ -16,11 +16,12 @@ from pydantic import SecretStr
 from tenkaigen_worker.config import DatabaseSettings
 from tenkaigen_worker.database import wakeups
 from tenkaigen_worker.database.address import parse_address
-from tenkaigen_worker.database.connect import look_for_pooler, open_pool
+from tenkaigen_worker.database.connect import connect, look_for_pooler, open_pool
 from tenkaigen_worker.database.pooler import Pooler
 from tenkaigen_worker.database.queue import PostgresQueue
 from tenkaigen_worker.database.submissions import Submissions
 from tenkaigen_worker.database.wakeups import Wakeups
+from tenkaigen_worker.errors import DatabaseError
 from tenkaigen_worker.jobs import Asker, Completion, Output, Progress
 from tests.integration.bouncer import running_pgbouncer
 from tests.integration.test_wakeups import Heard, logged
@@ -30,7 +31,7 @@ WORKERS = 4
 
 both_modes = pytest.mark.parametrize("mode", ["transaction", "session"])
 
-Bouncer = Callable[[str], str]
+Bouncer = Callable[..., str]
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def bounced(server: str, database: str, state_dir: Path) -> Iterator[Bouncer]:
     """What puts a PgBouncer of this mode before the test's database: it answers the DSN that leads through it."""
     with ExitStack() as running:
 
-        def through(mode: str) -> str:
-            port = running.enter_context(running_pgbouncer(server, mode, state_dir))
+        def through(mode: str, **limits: int) -> str:
+            port = running.enter_context(running_pgbouncer(server, mode, state_dir, **limits))
             return f"postgresql://postgres@127.0.0.1:{port}/{parse_address(database).database}"
 
         yield through
@@ -146,6 +147,42 @@ async def test_a_direct_way_or_session_mode_is_heard(mode: str, direct: bool, bo
         await listener.wait_proven()
         await Submissions(pool).submit({"prompt": "A phoenix"})
         await heard.until(lambda: heard.jobs == 2)
+
+
+async def test_who_finds_no_room_waits_for_it(bounced: Bouncer, caplog: pytest.LogCaptureFixture) -> None:
+    dsn = bounced("session", clients=2)
+    others = [await asyncpg.connect(dsn) for _ in range(2)]
+
+    opening = asyncio.create_task(open_pool(DatabaseSettings(), dsn, "tests"))
+    await logged("no_room", caplog)
+    for other in others:
+        await other.close()
+
+    async with await opening as pool:
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_a_connection_of_the_pool_waits_for_room_too(bounced: Bouncer, caplog: pytest.LogCaptureFixture) -> None:
+    dsn = bounced("session", clients=2)
+    async with await open_pool(DatabaseSettings(), dsn, "tests") as pool, pool.acquire():
+        other = await asyncpg.connect(dsn)
+
+        second = asyncio.create_task(pool.fetchval("SELECT 1"))
+        await logged("no_room", caplog)
+        await other.close()
+
+        assert await second == 1
+
+
+async def test_without_room_for_long_it_is_said(bounced: Bouncer) -> None:
+    dsn = bounced("session", clients=1)
+    other = await asyncpg.connect(dsn)
+    for way in (connect, open_pool):
+        with pytest.raises(DatabaseError) as refused:
+            await way(DatabaseSettings(connect_timeout_seconds=0.1), dsn, "tests")
+        assert str(refused.value).startswith("the database has no free connection (host 127.0.0.1, port ")
+        assert "no more connections allowed (max_client_conn); lower database.pool_size" in str(refused.value)
+    await other.close()
 
 
 async def test_users_see_their_own_jobs_though_their_statements_share_sessions(supabase: str, state_dir: Path) -> None:

@@ -11,6 +11,12 @@ from tests.scenarios.program import PATIENCE_SECONDS
 
 POLL_SECONDS = 0.05
 
+_SOME_OPEN = """
+SELECT EXISTS (
+    SELECT FROM generation_jobs WHERE status IN ('queued', 'processing') AND ($1::uuid IS NULL OR id = $1)
+)
+"""
+
 
 async def insert(pool: asyncpg.Pool, prompt: str) -> UUID:
     """Queue one job and answer its id."""
@@ -29,8 +35,7 @@ async def until_none_open(
     """Wait until every job, or the one that is named, has its outcome."""
     async with asyncio.timeout(patience):
         while True:
-            open_jobs = await pool.fetch("SELECT id FROM generation_jobs WHERE status IN ('queued', 'processing')")
-            if not [row for row in open_jobs if job_id in (None, row["id"])]:
+            if not await pool.fetchval(_SOME_OPEN, job_id):
                 return
             await asyncio.sleep(POLL_SECONDS)
 

@@ -7,9 +7,14 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from api import AIM, BARELY, DONE, QUEUED, SUBMIT, last_jobs_figures, rate_figures
+from api import OURS as OUR_API
 from engine import HIT, KEPT, MISS, PEFT, RELOAD
 from engine import figures as engine_figures
 from fairness import FIRST_USER, NEWCOMERS_BACKLOG, Turn, longest_pause, waits
+from http_load import body_length, rate, request_bytes
 from overhead import WARM_UP, gaps_ms, steady_rate
 from queue_rounds import Samples, in_turns, keep
 from queue_speed import figures, installed
@@ -17,6 +22,7 @@ from queue_systems import OURS, SYSTEMS, Procrastinate
 from report import Figure, Spread, percentile, publish
 
 import plugins
+from tenkaigen_worker.errors import TenkaigenError
 
 
 def test_a_spread_is_the_median_and_the_extremes() -> None:
@@ -157,3 +163,42 @@ async def test_the_plugin_layer_is_measured_as_it_is_asked(tmp_path: Path, monke
     assert sum(bool(plugin.hooks) for plugin in loaded.describe() if plugin.origin != "built-in") == 20
     assert {len(measured) for measured in times.values()} == {2}
     assert max(times["the prompt"]) < max(times["all of it"])
+
+
+@pytest.mark.parametrize(("ours", "met"), [([70.0, 160.0], True), ([65.0, 140.0], False)])
+def test_the_api_is_compared_with_the_bare_server_of_its_round(ours: list[float], met: bool) -> None:
+    lines = rate_figures({kind: {OUR_API: ours, BARELY: [100.0, 200.0]} for kind in (DONE, SUBMIT, QUEUED)})
+
+    assert [line.met for line in lines if line.name.endswith(": share")] == [met, met, None]
+    assert lines[1].measured == "150 (100 to 200) /s"
+    assert lines[2].aim == f"at least {AIM:g}"
+
+
+def test_what_policies_cost_has_no_aim() -> None:
+    lines = last_jobs_figures({"as the user": [1.5, 2.5]}, rows=300_000)
+
+    assert [(line.name, line.measured, line.met) for line in lines] == [
+        ("last 20 jobs of 300,000, as the user", "2.00 (1.50 to 2.50) ms", None),
+    ]
+
+
+async def test_a_server_is_asked_as_often_as_told_and_its_refusals_are_said() -> None:
+    asked: list[bytes] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(await request.read())
+        return web.json_response({"wrong": "size"}, status=202 if request.path == "/a" else 400)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path}", answer)
+    async with TestServer(app) as server:
+        url = str(server.make_url("")).rstrip("/")
+        assert await rate(url, request_bytes("POST", f"{url}/a", b'{"n": 1}'), 202, connections=2, requests=10) > 0
+        with pytest.raises(TenkaigenError, match=r'400 Bad Request: \{"wrong": "size"\}'):
+            await rate(url, request_bytes("GET", f"{url}/b"), 202, connections=1, requests=1)
+
+    assert asked == [b'{"n": 1}'] * 10 + [b""]
+
+
+def test_the_length_of_an_answer_is_read_whatever_its_case() -> None:
+    assert body_length(b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\nServer: x\r\n\r\n") == 17
