@@ -149,13 +149,13 @@ async def test_psql_gets_the_password_by_its_environment_alone(call: Call, tmp_p
     fake.chmod(0o755)
 
     answer = call(
-        "postgresql://me:p%40ss@db.example/shop",
+        "postgresql://me:p%40ss@db.example/shop?sslmode=require",
         *("psql", "-c", "SELECT 1"),
         PATH=f"{fake.parent}:{os.environ['PATH']}",
     )
 
     assert answer.returncode == 7
-    assert told.read_text() == "p@ss --dbname postgresql://me@db.example/shop -c SELECT 1\n"
+    assert told.read_text() == "p@ss --dbname postgresql://me@db.example/shop?sslmode=require -c SELECT 1\n"
 
 
 @pytest.mark.parametrize("command", ["migrate", "psql", "stats"])

@@ -110,7 +110,7 @@ async def test_policies_that_would_widen_ours_are_dropped_with_their_words(
         'CREATE POLICY "Users change their own" ON public.generation_jobs FOR ALL TO anon, authenticated '
         "USING ((auth.uid() = user_id)) WITH CHECK ((auth.uid() = user_id))",
     ]
-    policies = await owner.fetch("SELECT policyname FROM pg_policies WHERE policyname LIKE '% %' ORDER BY 1")
+    policies = await owner.fetch("SELECT policyname FROM pg_policies WHERE tablename = 'generation_jobs' AND policyname LIKE '% %' ORDER BY 1")
     assert [row["policyname"] for row in policies] == ["Nobody sees secrets", "Staff sees everything"]
     async with owner.transaction():
         await owner.execute("SELECT set_config('request.jwt.claims', $1, true)", f'{{"sub": "{MIA}"}}')
