@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from tenkaigen_worker.hosts import is_near
 from tenkaigen_worker.settings_sources import DISAGREE
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -68,17 +68,9 @@ def _project_url(url: str) -> str:
         raise ValueError(wanted)
     if parts.path.strip("/"):
         raise ValueError(f"should end with the host, as in {PROJECT_EXAMPLE}: what comes behind it is added")
-    if parts.scheme == "http" and not _is_near(host):
+    if parts.scheme == "http" and not is_near(host):
         raise ValueError("should begin with https://: over http, secrets could be read on the way")
     return url.rstrip("/")
-
-
-def _is_near(host: str) -> bool:
-    """Whether a host is this machine, or on a network of our own: a private address, or a name without a dot."""
-    try:
-        return ip_address(host).is_private
-    except ValueError:
-        return "." not in host
 
 
 ProjectUrl = Annotated[str, AfterValidator(_project_url)]
