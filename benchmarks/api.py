@@ -1,4 +1,4 @@
-"""The API beside the least that does the same, and a user's last jobs in a large table.
+"""The API beside the least that does the same, what it costs to know who asks, and a user's last jobs in a large table.
 
 Both servers run on the same PostgreSQL with as many connections, and are asked in turns.
 """
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 import last_jobs
 import psutil
+import token_check
 from http_load import rate, request_bytes
 from queue_rounds import Rounds
 from report import Figure, Spread, publish
@@ -51,29 +52,33 @@ class Plan:
 
     rounds: int
     requests: int
+    tokens: int
     rows: int
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="Rounds that count; one more before them does not.")
+@click.option("--rounds", default=7, show_default=True, help="Rounds that count; one more before them does not.")
 @click.option("--requests", default=1000, show_default=True, help="Requests to each server in a round.")
+@click.option("--tokens", default=1000, show_default=True, help="Tokens of each kind in a round.")
 @click.option("--rows", default=300_000, show_default=True, help="Jobs in the table of the last part.")
 @click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Also write everything here.")
-def api(rounds: int, requests: int, rows: int, file: Path | None) -> None:
-    """Measure how many requests the API answers, and what row-level security costs."""
-    plan = Plan(rounds, requests, rows)
+def api(rounds: int, requests: int, tokens: int, rows: int, file: Path | None) -> None:
+    """Measure how many requests the API answers, and what authentication and row-level security cost."""
+    plan = Plan(rounds, requests, tokens, rows)
     with workbench() as bench:
         load = psutil.getloadavg()[0]
         rates = measure_rates(bench, plan)
+        read = asyncio.run(token_check.measure(rounds, tokens))
         latest = asyncio.run(measure_last_jobs(bench, plan))
     details = {
         "parameters": asdict(plan),
         "load_before": load,
         "requests_per_second": rates,
+        "token_ms": read,
         "last_jobs_ms": latest,
     }
     title = f"API: median of {rounds} rounds (range), {CONNECTIONS} connections; load before {load:.1f}"
-    publish(title, [*rate_figures(rates), *last_jobs_figures(latest, rows)], details, file)
+    publish(title, [*rate_figures(rates), *token_figures(read), *last_jobs_figures(latest, rows)], details, file)
 
 
 def measure_rates(bench: Workbench, plan: Plan) -> dict[str, Rounds]:
@@ -131,6 +136,11 @@ def rate_figures(rates: Mapping[str, Rounds]) -> list[Figure]:
         aim, met = ("", None) if kind == QUEUED else (f"at least {AIM:g}", share.median >= AIM)
         found.append(Figure(f"{kind}: share", share.text(2), aim, met))
     return found
+
+
+def token_figures(read: Rounds) -> list[Figure]:
+    """What authentication adds to each request, by the kind of signature."""
+    return [Figure(f"whose token it is, {name}", f"{Spread.of(values).text(2)} ms") for name, values in read.items()]
 
 
 def last_jobs_figures(latest: Rounds, rows: int) -> list[Figure]:

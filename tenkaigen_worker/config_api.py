@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from tenkaigen_worker.config_fields import Origin, Port, Section, Text, disagree, is_near
+from tenkaigen_worker.config_fields import PROJECT_EXAMPLE, Origin, Port, ProjectUrl, Section, Text, disagree
 
 # HS256 with less could be guessed from one token (RFC 7518, section 3.2).
 SHORTEST_SECRET_BYTES = 32
@@ -26,26 +25,9 @@ Auth = Annotated[
 class SupabaseAuthSettings(Section):
     """Whose tokens are taken. ``jwt_secret`` is only for projects that sign with HS256; ``anonymous`` sign-ins."""
 
-    url: Text | None = None
+    url: ProjectUrl | None = None
     jwt_secret: SecretStr | None = None
     anonymous: bool = False
-
-    @field_validator("url")
-    @classmethod
-    def _reached_safely(cls, url: str | None) -> str | None:
-        """Over plain HTTP anybody on the way could put in keys of their own: not beyond a network that is ours."""
-        if url is None:
-            return None
-        wrong = ValueError("should be your project's URL, such as https://abcdefgh.supabase.co")
-        try:
-            parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            raise wrong from None
-        bare = parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
-        if not (host and bare and (parts.scheme == "https" or (parts.scheme == "http" and is_near(host)))):
-            raise wrong
-        return url.rstrip("/")
 
     @field_validator("jwt_secret")
     @classmethod
@@ -78,8 +60,7 @@ class ApiSettings(Section):
             raise disagree("none stands alone: it would make every other way in pointless", "auth")
         if "supabase" in self.auth and self.supabase.url is None:
             raise disagree(
-                "is missing; with supabase in api.auth it should be your project's URL, such as "
-                "https://abcdefgh.supabase.co",
+                f"is missing; with supabase in api.auth it should be your project's URL, such as {PROJECT_EXAMPLE}",
                 "supabase.url",
                 "auth",
             )

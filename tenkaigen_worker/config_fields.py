@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from tenkaigen_worker.hosts import is_near
 from tenkaigen_worker.settings_sources import DISAGREE
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -18,6 +19,8 @@ Size = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
 Text = Annotated[str, Field(min_length=1)]
 Steps = Annotated[int, Field(ge=1, le=100)]
 GuidanceScale = Annotated[float, Field(ge=1, le=20)]
+
+PROJECT_EXAMPLE = "https://PROJECT.supabase.co"
 
 # Sections are strict (`yes` is no number of seconds), but YAML has no type of its own for a path.
 FilePath = Annotated[Path, Field(strict=False)]
@@ -53,12 +56,24 @@ BucketName = Annotated[
 ModeName = Annotated[str, _matches(r"[a-z0-9][a-z0-9-]{0,39}", "a name of lower-case letters, digits and hyphens")]
 
 
-def is_near(host: str) -> bool:
-    """Whether a host is this machine, or on a network of our own: a private address, or a name without a dot."""
+def _project_url(url: str) -> str:
+    """Over plain HTTP anybody on the way could read a key, or put in one of their own: not beyond our own network."""
+    wanted = f"should be the URL of a Supabase project, such as {PROJECT_EXAMPLE}"
     try:
-        return ip_address(host).is_private
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
     except ValueError:
-        return "." not in host
+        raise ValueError(wanted) from None
+    if parts.scheme not in ("https", "http") or not host or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(wanted)
+    if parts.path.strip("/"):
+        raise ValueError(f"should end with the host, as in {PROJECT_EXAMPLE}: what comes behind it is added")
+    if parts.scheme == "http" and not is_near(host):
+        raise ValueError("should begin with https://: over http, secrets could be read on the way")
+    return url.rstrip("/")
+
+
+ProjectUrl = Annotated[str, AfterValidator(_project_url)]
 
 
 class Section(BaseModel):

@@ -6,13 +6,20 @@ import base64
 import binascii
 import json
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from tenkaigen_worker.config_fields import BucketName, FilePath, Seconds, Section, Text, disagree, is_near
+from tenkaigen_worker.config_fields import (
+    PROJECT_EXAMPLE,
+    BucketName,
+    FilePath,
+    ProjectUrl,
+    Seconds,
+    Section,
+    Text,
+    disagree,
+)
 
-_EXAMPLE = "https://PROJECT.supabase.co"
 _WRONG_KEY = "is a key for browsers, which may not write; the worker needs the project's secret key, sb_secret_..."
 
 
@@ -29,7 +36,7 @@ class SupabaseStorageSettings(Section):
     ``files_url`` is where a browser finds the API's ``/files``, which leads to the pictures of a private bucket.
     """
 
-    url: Text | None = None
+    url: ProjectUrl | None = None
     secret_key: SecretStr | None = None
     bucket: BucketName = "generated-designs"
     public: bool = True
@@ -39,25 +46,6 @@ class SupabaseStorageSettings(Section):
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
     connect_timeout_seconds: Seconds = 10
     timeout_seconds: Seconds = 120
-
-    @field_validator("url")
-    @classmethod
-    def _keeps_the_key_secret(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        wanted = f"should be the URL of a Supabase project, such as {_EXAMPLE}"
-        try:
-            parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            raise ValueError(wanted) from None
-        if parts.scheme not in ("https", "http") or not host or parts.query or parts.fragment or "@" in parts.netloc:
-            raise ValueError(wanted)
-        if parts.path.strip("/"):
-            raise ValueError(f"should end with the host, as in {_EXAMPLE}: the path to storage is added to it")
-        if parts.scheme == "http" and not is_near(host):
-            raise ValueError("should begin with https://: over http the secret key could be read on the way")
-        return url.rstrip("/")
 
     @field_validator("secret_key")
     @classmethod
@@ -99,7 +87,7 @@ class StorageSettings(Section):
     @model_validator(mode="after")
     def _supabase_has_an_address(self) -> Self:
         if self.kind == "supabase" and self.supabase.url is None:
-            raise disagree(f"is needed with storage.kind: supabase, such as {_EXAMPLE}", "supabase.url", "kind")
+            raise disagree(f"is needed with storage.kind: supabase, such as {PROJECT_EXAMPLE}", "supabase.url", "kind")
         return self
 
 

@@ -24,8 +24,6 @@ SEPARATOR = "__"
 DISAGREE = "settings_disagree"
 """The type of the errors that a model raises about two of its keys, which stand in the error's context."""
 
-NO_ALIASES: Mapping[str, Key] = types.MappingProxyType({})
-
 # What pydantic says of a wrong type, in the words of a person who edits a file.
 _WANTED = {
     "bool_type": "true or false",
@@ -115,7 +113,7 @@ class Sources:
 
 
 def gather(
-    model: type[BaseModel], file: Path | None, environ: Mapping[str, str], aliases: Mapping[str, Key] = NO_ALIASES
+    model: type[BaseModel], file: Path | None, environ: Mapping[str, str], aliases: Mapping[str, Key]
 ) -> Sources:
     """Read the file, if there is one, and lay the environment over it.
 

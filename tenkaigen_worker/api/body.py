@@ -1,4 +1,4 @@
-"""Reading what a caller sent: a JSON object, a job's id, an idempotency key."""
+"""Reading what a caller sent: a JSON object, an id, an idempotency key."""
 
 from __future__ import annotations
 
@@ -43,10 +43,16 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 def read_job_id(request: web.Request) -> UUID:
     """The job's id in the path."""
     text = request.match_info["job_id"]
-    if not _UUID.fullmatch(text):
+    job_id = read_uuid(text)
+    if job_id is None:
         message = f"{text[:100]!r} is not a job's id; one looks like 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11"
         raise Problem.of_field(HTTPStatus.BAD_REQUEST, "invalid_job_id", "jobId", message)
-    return UUID(text)
+    return job_id
+
+
+def read_uuid(text: str) -> UUID | None:
+    """The UUID that ``text`` is, in the one form with hyphens; Python's own reading takes several."""
+    return UUID(text) if _UUID.fullmatch(text) else None
 
 
 def read_idempotency_key(request: web.Request) -> str | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NoReturn
-from uuid import UUID
 
 from aiohttp import web
 
 from tenkaigen_worker.access import Scope
+from tenkaigen_worker.api.body import read_uuid
 from tenkaigen_worker.api.credentials import Credentials, Unreadable, cookie_name, read_credentials
 from tenkaigen_worker.api.errors import RETRY_AFTER_SECONDS, Problem
 from tenkaigen_worker.api.key_set import KeysUnavailable
@@ -24,7 +23,6 @@ from tenkaigen_worker.jobs import EVERYBODY, Asker
 USER_HEADER = "X-User-Id"
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +110,11 @@ def _acting_for(users: list[str], *, everybody: bool) -> Asker:
     """Whom an API key acts for: the user it names; without one, everybody or, without that right, nobody."""
     if not users:
         return EVERYBODY if everybody else Asker()
-    if len(users) > 1 or not _UUID.fullmatch(users[0]):
+    user_id = read_uuid(users[0]) if len(users) == 1 else None
+    if user_id is None:
         message = "must be one user's id, such as 3f1c9a52-0c1b-4f0e-9d57-2a3f5b0c7e11"
         raise Problem.of_field(HTTPStatus.BAD_REQUEST, "invalid_user_id", USER_HEADER, message)
-    return Asker(UUID(users[0]))
+    return Asker(user_id)
 
 
 def _authentication_required(how: str) -> Problem:

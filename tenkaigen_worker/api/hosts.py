@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import ip_address
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -18,16 +17,9 @@ from tenkaigen_worker.api.errors import Problem
 from tenkaigen_worker.api.origins import SAFE_METHODS, Origins
 from tenkaigen_worker.config_api import ApiSettings
 from tenkaigen_worker.errors import ConfigError
+from tenkaigen_worker.hosts import is_loopback
 
 _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[^\s:@/?#\[\]]+))(?::\d{1,5})?")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` can only be this machine."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def refuse_open_door(api: ApiSettings) -> None:

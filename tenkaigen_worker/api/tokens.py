@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, cast
-from uuid import UUID
 
 import jwt
 from jwt import PyJWK
 from jwt.exceptions import ExpiredSignatureError, PyJWTError
 from jwt.utils import base64url_decode
 
+from tenkaigen_worker.api.body import read_uuid
 from tenkaigen_worker.api.key_set import KeySet
 from tenkaigen_worker.config_api import SupabaseAuthSettings
 from tenkaigen_worker.jobs import Asker
@@ -20,7 +19,6 @@ from tenkaigen_worker.jobs import Asker
 # How far two clocks may be apart, in seconds.
 LEEWAY_SECONDS = 10
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CLAIMS = ["exp", "sub", "aud", "iss"]
 _USER = "authenticated"
 
@@ -54,12 +52,12 @@ class Tokens:
         :class:`~tenkaigen_worker.api.key_set.KeysUnavailable` when its signature cannot be checked.
         """
         claims = await self._claims(token)
-        subject = claims["sub"]
-        if claims.get("role") != _USER or not _UUID.fullmatch(subject):
+        user_id = read_uuid(claims["sub"])
+        if claims.get("role") != _USER or user_id is None:
             raise BadToken
         if not self._anonymous and claims.get("is_anonymous", False) is not False:
             raise AnonymousUser
-        return Asker(UUID(subject), claims)
+        return Asker(user_id, claims)
 
     async def _claims(self, token: str) -> Mapping[str, Any]:
         try:

@@ -191,7 +191,7 @@ def _users(apart: bool) -> Finding:
     return Finding(
         "Users",
         "nothing keeps them apart: this became a database of Supabase after it was migrated",
-        "Run: DELETE FROM tenkaigen_migrations WHERE version = 25; and then: tenkaigen migrate",
+        "Run: DELETE FROM tenkaigen_migrations WHERE version IN (25, 26, 28); and then: tenkaigen migrate",
     )
 
 

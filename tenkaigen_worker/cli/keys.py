@@ -102,16 +102,23 @@ async def _asked(settings: Settings, question: Callable[[ApiKeys], Awaitable[T]]
 def _print(found: Sequence[ApiKey]) -> None:
     from datetime import UTC, datetime
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from tenkaigen_worker.cli.plugins import print_table
 
+    if not found:
+        click.echo("There are no keys. Make one: tenkaigen keys create NAME --scope submit")
+        return
     now = datetime.now(UTC)
-    table = Table("name", "scopes", "made", "last used", "counts until")
-    for key in found:
-        scopes = ", ".join(scope for scope in Scope if scope in key.scopes)
-        table.add_row(Text(key.name), scopes, _day(key.created_at), _day(key.last_used_at), _until(key, now))
-    Console().print(table if found else "There are no keys. Make one: tenkaigen keys create NAME --scope submit")
+    rows = [
+        (
+            key.name,
+            ", ".join(scope for scope in Scope if scope in key.scopes),
+            _day(key.created_at),
+            _day(key.last_used_at),
+            _until(key, now),
+        )
+        for key in found
+    ]
+    print_table(("name", "scopes", "made", "last used", "counts until"), rows)
 
 
 def _day(moment: datetime | None) -> str:
@@ -123,4 +130,4 @@ def _until(key: ApiKey, now: datetime) -> str:
         return f"revoked {_day(key.revoked_at)}"
     if key.expires_at is None:
         return "it is revoked"
-    return f"{'ended' if not key.counts(now) else ''} {_day(key.expires_at)}".strip()
+    return f"{'' if key.counts(now) else 'ended '}{_day(key.expires_at)}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -13,6 +12,7 @@ import asyncpg
 
 from tenkaigen_worker.database.address import Address
 from tenkaigen_worker.errors import DatabaseError
+from tenkaigen_worker.hosts import is_loopback
 
 SYSTEM = "system"  # as sslrootcert: the authorities that this machine trusts
 
@@ -105,12 +105,7 @@ async def server_side(connection: Any) -> str | None:
 
 
 def _is_this_machine(host: str) -> bool:
-    if host.startswith("/") or host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host.startswith("/") or is_loopback(host)
 
 
 def _given_mode(address: Address) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from tenkaigen_worker.hosts import is_loopback
 
 SUFFIX = ".safetensors"
 FORMS = "hub:OWNER/REPO/FILE.safetensors@REVISION, an https:// URL, or a path"
@@ -85,14 +86,6 @@ def check_url(url: str) -> None:
         raise ValueError("a URL with a name or password in it is a secret: it has no place here")
     if not host or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))):
         raise ValueError("a URL must begin with https:// and a host; http:// is only for this machine (127.0.0.1)")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a URL's host is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _hub_file(text: str) -> HubFile:

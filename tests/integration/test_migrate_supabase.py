@@ -110,7 +110,9 @@ async def test_policies_that_would_widen_ours_are_dropped_with_their_words(
         'CREATE POLICY "Users change their own" ON public.generation_jobs FOR ALL TO anon, authenticated '
         "USING ((auth.uid() = user_id)) WITH CHECK ((auth.uid() = user_id))",
     ]
-    policies = await owner.fetch("SELECT policyname FROM pg_policies WHERE tablename = 'generation_jobs' AND policyname LIKE '% %' ORDER BY 1")
+    policies = await owner.fetch(
+        "SELECT policyname FROM pg_policies WHERE tablename = 'generation_jobs' AND policyname LIKE '% %' ORDER BY 1"
+    )
     assert [row["policyname"] for row in policies] == ["Nobody sees secrets", "Staff sees everything"]
     async with owner.transaction():
         await owner.execute("SELECT set_config('request.jwt.claims', $1, true)", f'{{"sub": "{MIA}"}}')
@@ -172,10 +174,18 @@ async def test_a_database_that_became_one_of_supabase_later_is_found_and_closed(
         assert await users_are_apart(pool) is None
         await admin.execute("ALTER FUNCTION auth.not_there_yet() RENAME TO uid")
         assert await users_are_apart(pool) is False
+        # What a dump brings, and what new tables of older projects are granted.
+        await owner.execute("ALTER TABLE generation_api_keys DISABLE ROW LEVEL SECURITY")
+        await owner.execute("GRANT ALL ON generation_api_keys TO anon")
 
-        await owner.execute("DELETE FROM tenkaigen_migrations WHERE version = 25")
+        await owner.execute("DELETE FROM tenkaigen_migrations WHERE version IN (25, 26, 28)")
         await migrate(owner)
         assert await users_are_apart(pool) is True
+        keys = "SELECT has_table_privilege($1, 'generation_api_keys', 'INSERT')"
+        assert [await owner.fetchval(keys, role) for role in ("anon", "tenkaigen_worker")] == [False, True]
+
+        await owner.execute("ALTER TABLE generation_api_keys DISABLE ROW LEVEL SECURITY")
+        assert await users_are_apart(pool) is False
     await admin.close()
     await owner.close()
 

@@ -83,6 +83,9 @@ async def _admin(dsn: str) -> AsyncIterator[Connection]:
         "INSERT INTO generation_workers (id, host, version, backend, model, demo, state, styles, modes) "
         "VALUES ('w', 'h', '1', 'blank', 'm', false, 'ready', '{}', '{}')"
     )
+    await connection.execute(
+        "INSERT INTO generation_api_keys (name, sha256, scopes) VALUES ('k', sha256('k'), ARRAY['read'])"
+    )
     yield connection
     await connection.close()
 
@@ -119,7 +122,13 @@ ON_JOBS: Mapping[str, tuple[str, Collection[object]]] = {
     "`retry_generation_job(job_id)`": ("SELECT user_id FROM retry_generation_job($1)", FAILED.values()),
 }
 
-OTHER_TABLES = ("generation_settings", "generation_user_limits", "generation_workers", "tenkaigen_migrations")
+OTHER_TABLES = (
+    "generation_settings",
+    "generation_user_limits",
+    "generation_workers",
+    "tenkaigen_migrations",
+    "generation_api_keys",
+)
 ON_OTHERS = {
     "SELECT": "SELECT 1 FROM {}",
     "INSERT": "INSERT INTO {} DEFAULT VALUES RETURNING 1",

@@ -7,9 +7,10 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import token_check
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from api import AIM, BARELY, DONE, QUEUED, SUBMIT, last_jobs_figures, rate_figures
+from api import AIM, BARELY, DONE, QUEUED, SUBMIT, last_jobs_figures, rate_figures, token_figures
 from api import OURS as OUR_API
 from engine import HIT, KEPT, MISS, PEFT, RELOAD
 from engine import figures as engine_figures
@@ -172,6 +173,13 @@ def test_the_api_is_compared_with_the_bare_server_of_its_round(ours: list[float]
     assert [line.met for line in lines if line.name.endswith(": share")] == [met, met, None]
     assert lines[1].measured == "150 (100 to 200) /s"
     assert lines[2].aim == f"at least {AIM:g}"
+
+
+async def test_each_kind_of_token_is_read_in_every_round_that_counts() -> None:
+    read = await token_check.measure(rounds=2, calls=1)
+
+    assert {name: len(values) for name, values in read.items()} == {"ES256": 2, "HS256": 2}
+    assert token_figures({"ES256": [0.25, 0.75]})[0].measured == "0.50 (0.25 to 0.75) ms"
 
 
 def test_what_policies_cost_has_no_aim() -> None:

@@ -100,6 +100,7 @@ def test_urls(url: str) -> None:
         ("postgresql://abcdefgh.supabase.co", "should be the URL of a Supabase project"),
         ("https://[::1", "should be the URL of a Supabase project"),
         ("https://abcdefgh.supabase.co:port", "should be the URL of a Supabase project"),
+        ("https://", "should be the URL of a Supabase project"),
     ],
 )
 def test_urls_that_cannot_work(url: str, says: str) -> None:

@@ -30,7 +30,7 @@ SETTINGS_AND_JOBS = {
     "offers",
 }
 LAYERS = (
-    {"errors", "resources", "redact", "names"},
+    {"errors", "resources", "redact", "names", "hosts"},
     {
         "access",
         "jobs",
@@ -53,7 +53,7 @@ LAYERS = (
     {"cli", "__main__"},
 )
 ROWS_OF_FRIENDS = (
-    {"errors", "resources", "redact", "names"},
+    {"errors", "resources", "redact", "names", "hosts"},
     {
         "access",
         "jobs",
