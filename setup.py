@@ -67,7 +67,7 @@ setup(
         "pluggy>=1.6,<2",
         "prometheus-client>=0.23,<1",
         "pydantic>=2.12,<3",
-        "PyJWT[crypto]>=2.10,<3",
+        "PyJWT[crypto]>=2.15,<3",
         "PyYAML>=6.0,<7",
         "rich>=14,<16",
         "storage3>=2.34,<3",

@@ -70,6 +70,15 @@ class AppliedLora:
     weight: float
 
 
+class NoSuchMode(InputError):
+    """No job can be made in ``mode`` here; another worker may have it."""
+
+    def __init__(self, field: str, message: str, mode: str) -> None:
+        problem = FieldProblem(field, message)
+        super().__init__(str(problem), problems=[problem])
+        self.mode = mode
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """All that decides a picture, and nothing else: no path, no user id.
@@ -165,7 +174,7 @@ def apply_style(style: Style, text: str, negative: str | None) -> Prompt:
 def choose_mode(request: Request, style: Style, generation: GenerationSettings) -> str:
     """The name of a job's mode: its own, else its style's, else the default one.
 
-    Raises :class:`~tenkaigen_worker.errors.InputError` when there is no such mode, when the job asks for steps or
+    Raises :class:`NoSuchMode` when there is none of that name, ``InputError`` when the job asks for steps or
     guidance beyond the mode's bounds, or gives pictures that it has no use for.
     """
     name = request.mode or generation.default_mode
@@ -173,7 +182,7 @@ def choose_mode(request: Request, style: Style, generation: GenerationSettings) 
         found = find(style.mode, generation.modes)
         if found is None:
             text = unknown("mode", style.mode, generation.mode_names)
-            raise InputError.of([FieldProblem("style", f"the style {style.name} cannot be used here: {text}")])
+            raise NoSuchMode("style", f"the style {style.name} cannot be used here: {text}", style.mode)
         name = found
     mode = generation.modes[name]
     pictures = _wrong_for_an_edit(name, request) if mode.edit else _only_for_edits(name, request, generation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import tempfile
@@ -50,6 +51,17 @@ _numbers = count(1)
 def _files_are_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests change files more quickly than people do."""
     monkeypatch.setattr(manager, "LOOK_AGAIN_SECONDS", 0)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Commands that run in our own process set it up for themselves: the next test would not hear its warnings."""
+    root, ours = logging.getLogger(), logging.getLogger("tenkaigen")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture

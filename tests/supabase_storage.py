@@ -27,6 +27,7 @@ from uuid import uuid4
 from aiohttp import web
 
 SECRET_KEY = "sb_secret_Kq3vTn8cW1xYzR5u_stand1n"
+KNOWN = web.RequestKey("known", bool)
 MOMENT = "2026-11-01T12:00:00.000Z"
 # What the real one is told by default.
 PART_BYTES = 5 * 1024 * 1024
@@ -228,9 +229,9 @@ class StandIn:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        request["known"] = key in self.keys and request.headers.get("apikey") == key
+        request[KNOWN] = key in self.keys and request.headers.get("apikey") == key
         # Strangers may read objects of public buckets, by any route.
-        if not request["known"] and not (request.method == "GET" and "/object/" in request.path):
+        if not request[KNOWN] and not (request.method == "GET" and "/object/" in request.path):
             # With the key in it, as no server should.
             return refuse(403, "Unauthorized", f"Invalid Compact JWS {key}", "AccessDenied")
         return await handler(request)
@@ -286,7 +287,7 @@ class StandIn:
     def _bucket_for(self, request: web.Request) -> Bucket | None:
         """The bucket that is named, unless it is hidden from a stranger."""
         bucket = self.buckets.get(request.match_info["bucket"])
-        return bucket if bucket and (bucket.public or request["known"]) else None
+        return bucket if bucket and (bucket.public or request[KNOWN]) else None
 
     async def _get(self, request: web.Request) -> web.Response:
         bucket = self._bucket_for(request)

@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler
 
 from tenkaigen_worker.access import Scope
 from tenkaigen_worker.api import files, routes, uploads
-from tenkaigen_worker.api.callers import CALLER, Callers
+from tenkaigen_worker.api.callers import CALLER, CALLERS, Callers
 from tenkaigen_worker.api.errors import answer_errors, finish_headers
 from tenkaigen_worker.api.hosts import AllowedHosts, check_hosts
 from tenkaigen_worker.api.origins import Origins, answer_preflight
@@ -39,7 +39,7 @@ ROUTES = (
     Route("POST", "/api/generate/{job_id:[^/]+}/cancel", routes.post_cancel, Scope.SUBMIT),
     Route("POST", "/api/generate/{job_id:[^/]+}/retry", routes.post_retry, Scope.SUBMIT),
     Route("POST", "/api/uploads", uploads.post_upload, Scope.SUBMIT),
-    # Whoever knows a picture's key may see it, as in a public bucket: keys cannot be guessed.
+    # Who asks for the files of a private bucket is asked there.
     Route("GET", "/files/{key:.+}", files.get_file, None),
 )
 
@@ -55,7 +55,7 @@ def make_app(parts: Parts, settings: ApiSettings) -> web.Application:
     app[ASKS_NOBODY] = settings.asks_nobody
     app.on_response_prepare.append(finish_headers)
     app.on_response_prepare.append(origins.add_headers)
-    callers = Callers(settings, origins, parts)
+    callers = app[CALLERS] = Callers(settings, origins, parts)
     for route in ROUTES:
         handler = route.handler if route.needs is None else _for_callers(route.handler, callers, route.needs)
         resource = app.router.add_resource(route.path, name=route.name)

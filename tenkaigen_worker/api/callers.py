@@ -39,6 +39,7 @@ class Caller:
 ANYBODY = Caller(EVERYBODY, frozenset({Scope.ADMIN}))
 USER_SCOPES = frozenset({Scope.SUBMIT, Scope.READ})
 CALLER = web.RequestKey("caller", Caller)
+CALLERS: web.AppKey[Callers] = web.AppKey("callers")
 
 
 class Callers:

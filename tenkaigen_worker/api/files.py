@@ -7,19 +7,27 @@ from pathlib import Path, PurePosixPath
 
 from aiohttp import web
 
+from tenkaigen_worker.access import Scope
+from tenkaigen_worker.api.callers import ANYBODY, CALLERS
 from tenkaigen_worker.api.errors import Problem
 from tenkaigen_worker.api.parts import PARTS, Files
 from tenkaigen_worker.errors import StorageError
-from tenkaigen_worker.storage.keys import is_upload
+from tenkaigen_worker.storage.keys import is_upload, owner_folder
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".json": "application/json"}
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:
-    """``GET /files/{key}``: the file, for ever, or the way to where it is now. Uploads are not given out."""
+    """``GET /files/{key}``: the file, for ever, or the way to where it is now. Uploads are not given out.
+
+    Whoever knows the key of a public file may have it: keys cannot be guessed. Of a private bucket everybody sees what
+    the jobs that they may look at have made, and nobody hears what else is there.
+    """
     key = request.match_info["key"]
     files = request.app[PARTS].files
-    if not is_upload(key):
+    caller = await request.app[CALLERS].identify(request, Scope.READ) if files.private else ANYBODY
+    own = caller.asker.sees_all or key.startswith(owner_folder(caller.asker.user_id))
+    if own and not is_upload(key):
         if path := await files.find(key):
             return _on_this_machine(path, key)
         if link := await _elsewhere(files, key):

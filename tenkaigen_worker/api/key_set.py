@@ -27,7 +27,25 @@ _LARGEST_BYTES = 65_536
 
 
 class KeysUnavailable(Exception):
-    """No key could be fetched yet."""
+    """No key could be fetched; the words say why."""
+
+
+def issuer_of(project: str) -> str:
+    """How a project at a URL calls itself in its tokens."""
+    return f"{project}/auth/v1"
+
+
+def keys_url(issuer: str) -> str:
+    """Where its keys are."""
+    return f"{issuer}/.well-known/jwks.json"
+
+
+async def fetch_keys(url: str) -> Mapping[str, PyJWK]:
+    """The keys there that can check signatures, by their ids; raises :class:`KeysUnavailable`."""
+    try:
+        return _usable(await _fetch(url))
+    except (ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
+        raise KeysUnavailable(str(error)[:200] or type(error).__name__) from None
 
 
 class KeySet:
@@ -56,32 +74,33 @@ class KeySet:
 
     async def _look(self) -> None:
         try:
-            self._keys = _usable(await self._fetch())
+            self._keys = await fetch_keys(self._url)
             self._fresh_until = self._clock() + KEPT_SECONDS
-        except (ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
+        except KeysUnavailable as error:
             log.warning(
                 "The keys at %s cannot be fetched: %s",
                 self._url,
-                str(error)[:200] or type(error).__name__,
+                error,
                 extra={"action": "sign_in_keys_unavailable"},
             )
         finally:
             self._next_look = self._clock() + (BETWEEN_FIRST_LOOKS if self._keys is None else BETWEEN_LOOKS)
 
-    async def _fetch(self) -> Any:
-        """The JSON there. What redirects, or is larger than any set of keys, is not it."""
-        async with (
-            ClientSession(timeout=_TIMEOUT) as session,
-            session.get(self._url, allow_redirects=False) as response,
-        ):
-            if response.status != 200:
-                raise ValueError(f"status {response.status}")
-            data = await response.content.read(_LARGEST_BYTES + 1)
-            while len(data) <= _LARGEST_BYTES and (more := await response.content.read(_LARGEST_BYTES)):
-                data += more
-            if len(data) > _LARGEST_BYTES:
-                raise ValueError(f"more than {_LARGEST_BYTES} bytes")
-            return json.loads(data)
+
+async def _fetch(url: str) -> Any:
+    """The JSON there. What redirects, or is larger than any set of keys, is not it."""
+    async with (
+        ClientSession(timeout=_TIMEOUT) as session,
+        session.get(url, allow_redirects=False) as response,
+    ):
+        if response.status != 200:
+            raise ValueError(f"status {response.status}")
+        data = await response.content.read(_LARGEST_BYTES + 1)
+        while len(data) <= _LARGEST_BYTES and (more := await response.content.read(_LARGEST_BYTES)):
+            data += more
+        if len(data) > _LARGEST_BYTES:
+            raise ValueError(f"more than {_LARGEST_BYTES} bytes")
+        return json.loads(data)
 
 
 def _usable(document: Any) -> Mapping[str, PyJWK]:

@@ -48,7 +48,14 @@ class Submissions(Protocol):
 
 
 class Files(Protocol):
-    """Finished files, which this process serves itself or knows the way to."""
+    """Finished files, which this process serves itself or knows the way to.
+
+    ``private`` files are for those who may look at the jobs that made them; others are for whoever knows their keys.
+    """
+
+    @property
+    def private(self) -> bool:
+        """Whether it matters who asks."""
 
     async def find(self, key: str) -> Path | None:
         """The file under ``key`` on this machine, or ``None``."""

@@ -12,7 +12,7 @@ from jwt.exceptions import ExpiredSignatureError, PyJWTError
 from jwt.utils import base64url_decode
 
 from tenkaigen_worker.api.body import read_uuid
-from tenkaigen_worker.api.key_set import KeySet
+from tenkaigen_worker.api.key_set import KeySet, issuer_of, keys_url
 from tenkaigen_worker.config_api import SupabaseAuthSettings
 from tenkaigen_worker.jobs import Asker
 
@@ -39,9 +39,9 @@ class Tokens:
     """Checks the tokens of one project: signature, times, and every claim that says for whom they are."""
 
     def __init__(self, settings: SupabaseAuthSettings, keys: KeySet | None = None) -> None:
-        issuer = f"{settings.url}/auth/v1"
+        issuer = issuer_of(settings.url or "")
         self._issuer = issuer
-        self._keys = keys or KeySet(f"{issuer}/.well-known/jwks.json")
+        self._keys = keys or KeySet(keys_url(issuer))
         self._secret = settings.jwt_secret
         self._anonymous = settings.anonymous
 

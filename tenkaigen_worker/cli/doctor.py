@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import click
 
@@ -74,7 +75,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 async def _examine(settings: Settings, *, quiet: bool) -> list[Finding]:
     findings = []
-    for examine in (_python, _engine, _database, _storage, _plugins, _disk):
+    for examine in (_python, _engine, _database, _sign_in, _storage, _plugins, _disk):
         async for finding in examine(settings):
             findings.append(finding)
             if not quiet:
@@ -179,6 +180,8 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             apart = await users_are_apart(pool)
             if apart is not None:
                 yield _users(apart)
+            if not settings.api.asks_nobody:
+                yield await _as_a_user(pool)
             yield await _connections(settings, dsn, pool, pooler)
             yield await _listen(settings, dsn, pool)
     except TenkaigenError as error:
@@ -193,6 +196,46 @@ def _users(apart: bool) -> Finding:
         "nothing keeps them apart: this became a database of Supabase after it was migrated",
         "Run: DELETE FROM tenkaigen_migrations WHERE version IN (25, 26, 28); and then: tenkaigen migrate",
     )
+
+
+async def _as_a_user(pool: asyncpg.Pool) -> Finding:
+    """Whether the API could ask for a job on somebody's behalf; it is asked for one that nobody has."""
+    from tenkaigen_worker.database.submissions import Submissions
+    from tenkaigen_worker.jobs import Asker
+
+    nobody = UUID(int=0)
+    try:
+        await Submissions(pool).get(nobody, Asker(nobody))
+    except TenkaigenError as error:
+        remedy = "Let the API log in as the owner, or as a member of tenkaigen_worker, which may become authenticated."
+        return Finding("Users", f"the API cannot act for them: {error}", remedy)
+    return Finding("Users", "the API can act for them")
+
+
+async def _sign_in(settings: Settings) -> AsyncIterator[Finding]:
+    """The keys by which the API checks whose tokens it gets."""
+    from tenkaigen_worker.api.key_set import KeysUnavailable, fetch_keys, issuer_of, keys_url
+
+    supabase = settings.api.supabase
+    if "supabase" not in settings.api.auth or supabase.url is None:
+        return
+    url = keys_url(issuer_of(supabase.url))
+    try:
+        keys = await fetch_keys(url)
+    except KeysUnavailable as error:
+        remedy = "Check api.supabase.url, and that this machine reaches it: without keys no user is let in."
+        yield Finding("Sign-in", f"no keys at {url}: {error}", remedy)
+        return
+    if keys:
+        yield Finding("Sign-in", f"{len(keys)} key{'s' * (len(keys) > 1)} at {url}")
+    elif supabase.jwt_secret:
+        yield Finding("Sign-in", "by api.supabase.jwt_secret; the project has no public keys")
+    else:
+        remedy = (
+            "Move the project to asymmetric JWT signing keys in its settings, or put its JWT secret into "
+            "TENKAIGEN_API__SUPABASE__JWT_SECRET."
+        )
+        yield Finding("Sign-in", f"no user can be let in: there are no public keys for signatures at {url}", remedy)
 
 
 async def _tls(settings: Settings, dsn: str, pool: asyncpg.Pool) -> Finding:

@@ -13,6 +13,10 @@ class Storage(Protocol):
     Methods raise :class:`~tenkaigen_worker.errors.StorageError`.
     """
 
+    @property
+    def private(self) -> bool:
+        """Whether a file needs a link of the moment, which is only for those who may see it."""
+
     async def put(self, key: str, data: bytes, *, content_type: str) -> str:
         """Keep ``data`` under ``key`` and answer the URL for its row, good for ever. The same bytes twice is fine."""
 

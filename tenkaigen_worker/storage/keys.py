@@ -19,9 +19,14 @@ _KEY_BYTES = 1024
 _KEY = re.compile(r"[^/]+/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9]+)-[^/]+")
 
 
+def owner_folder(user_id: UUID | None) -> str:
+    """The key prefix under which all files of a user's jobs stand."""
+    return f"{user_id or NOBODY}/"
+
+
 def job_folder(user_id: UUID | None, job_id: UUID) -> str:
     """The key prefix under which all files of a job stand, whatever the attempt."""
-    return f"{user_id or NOBODY}/{job_id}/"
+    return f"{owner_folder(user_id)}{job_id}/"
 
 
 def attempt_prefix(user_id: UUID | None, lease: Lease) -> str:

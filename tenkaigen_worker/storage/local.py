@@ -31,6 +31,8 @@ class LocalStorage:
     renamed. Parts of a key may not begin with a dot, so that no key ever names such an unfinished file.
     """
 
+    private = False
+
     def __init__(self, root: Path, base_url: str) -> None:
         self.root = root
         self.base_url = base_url.rstrip("/")

@@ -73,6 +73,7 @@ class SupabaseStorage:
         self._url = url
         self._secret_key = secret_key
         self._files_url = files_url.rstrip("/")
+        self.private = not settings.public
         self._pictures = _Bucket(settings.bucket, settings.public, "bucket")
         self._uploads = _Bucket(settings.uploads_bucket, False, "uploads_bucket")
         # Not HTTP/2, the library's default: it loses requests on connections that the server closes.

@@ -19,7 +19,7 @@ from tenkaigen_worker.loras.choose import choose, usable, why_not, with_trigger_
 from tenkaigen_worker.plugin.manager import Plugins
 from tenkaigen_worker.plugin.template_files import expand
 from tenkaigen_worker.plugin.types import PLACEHOLDER, Style
-from tenkaigen_worker.recipe import EDIT_PIXELS, SEEDS, Model, Recipe, apply_style, choose_mode, resolve
+from tenkaigen_worker.recipe import EDIT_PIXELS, SEEDS, Model, NoSuchMode, Recipe, apply_style, choose_mode, resolve
 from tenkaigen_worker.references.fetch import Fetcher
 from tenkaigen_worker.references.resolve import Edited, Fitted, OwnJobs, References
 from tenkaigen_worker.request import Names, Request, check_size, every_spelling
@@ -138,8 +138,8 @@ async def prepared(
     words = _words(request, plugins)
     style = plugins.style(words.style, prompt=words.prompt)
     mode = choose_mode(request, style, sources.generation)
-    if sources.generation.modes[mode].edit and (why := sources.why_no_mode(mode, model)):
-        raise InputError.of([FieldProblem("mode", f"{mode} cannot be used here: {why}")])
+    if why := sources.why_no_mode(mode, model):
+        raise NoSuchMode("mode", f"{mode} cannot be used here: {why}", mode)
     loras = choose(
         known=plugins.loras,
         settings=sources.lora_settings,

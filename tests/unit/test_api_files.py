@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from pydantic import SecretStr
+from yarl import URL
 
+from tenkaigen_worker.access import ApiKey, Scope, digest_of, new_key
 from tenkaigen_worker.api.app import make_app
 from tenkaigen_worker.api.parts import Parts
-from tenkaigen_worker.config_api import ApiSettings
+from tenkaigen_worker.config_api import ApiSettings, SupabaseAuthSettings
 from tenkaigen_worker.errors import StorageError
+from tenkaigen_worker.storage.keys import check_key
 from tenkaigen_worker.storage.local import LocalStorage
+from tests import tokens
+from tests.tokens import ALICE, BOB, PROJECT, claims, session_cookie, signed
+from tests.unit.examples import FakeKeys
 
 KEY = "u1/j1/3-0-abc.png"
 SECRET = b"bytes that nobody may read"
@@ -139,7 +149,8 @@ async def test_nothing_else_can_be_read(client: TestClient, storage: LocalStorag
 class Elsewhere:
     """Files that this machine does not have; ``links`` are good for a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, private: bool = False) -> None:
+        self.private = private
         self.links = {KEY: "https://ref.supabase.co/storage/v1/object/sign/x?token=abc"}
         self.error: StorageError | None = None
 
@@ -149,6 +160,7 @@ class Elsewhere:
     async def link(self, key: str) -> str | None:
         if self.error:
             raise self.error
+        check_key(key)
         return self.links.get(key)
 
 
@@ -188,3 +200,80 @@ async def test_a_place_that_does_not_answer(
     response = await client.get(f"/files/{KEY}", allow_redirects=False)
     assert response.status == status
     assert "bucket" not in await response.text()
+
+
+# Private buckets
+
+ALICES = f"{ALICE}/00000000-0000-4000-8000-000000000001/1-0-abc.png"
+NOBODYS = "anonymous/00000000-0000-4000-8000-000000000002/1-0-abc.png"
+UPLOADED = f"uploads/{ALICE}/x.png"
+STEPPING = f"{ALICE}/%2e%2e/{NOBODYS}"
+
+# What a private bucket gives out of Alice's file, nobody's, her upload, and nobody's by a step out of her folder.
+PRIVATE = """
+caller                  | Alice's | nobody's | upload | stepping
+nobody                  | 401     | 401      | 401    | 401
+Alice                   | 302     | 404      | 404    | 404
+Alice, by cookie        | 302     | 404      | 404    | 404
+Bob                     | 404     | 404      | 404    | 404
+key: submit, for Alice  | 403     | 403      | 403    | 403
+key: read               | 404     | 302      | 404    | 404
+key: read, for Alice    | 302     | 404      | 404    | 404
+key: read, for Bob      | 404     | 404      | 404    | 404
+key: admin              | 302     | 302      | 404    | 404
+key: admin, for Bob     | 404     | 404      | 404    | 404
+"""
+
+
+def by_key(*scopes: Scope, user: str | None = None) -> tuple[str, ApiKey, dict[str, str]]:
+    key = new_key()
+    row = ApiKey(UUID(int=9), "shop", frozenset(scopes), datetime.now(UTC), None, None, None)
+    return key, row, {"Authorization": f"Bearer {key}"} | ({"X-User-Id": user} if user else {})
+
+
+@asynccontextmanager
+async def bucket(settings: ApiSettings, keys: FakeKeys, *, private: bool = True) -> AsyncIterator[TestClient]:
+    files = Elsewhere(private=private)
+    files.links = {key: f"https://ref.supabase.co/{key}?token=t" for key in (ALICES, NOBODYS, UPLOADED)}
+    parts = Parts(None, files, None, None, None, None, keys)  # type: ignore[arg-type]
+    async with TestClient(TestServer(make_app(parts, settings))) as client:
+        yield client
+
+
+async def statuses(client: TestClient, headers: dict[str, str]) -> list[str]:
+    paths = [URL(f"/files/{key}", encoded=True) for key in (ALICES, NOBODYS, UPLOADED, STEPPING)]
+    return [str((await client.get(path, headers=headers, allow_redirects=False)).status) for path in paths]
+
+
+async def test_a_private_bucket_is_for_those_who_may_see_the_job() -> None:
+    cookie = "; ".join(f"{name}={value}" for name, value in session_cookie(signed()).items())
+    with_keys = {
+        "key: submit, for Alice": by_key(Scope.SUBMIT, user=ALICE),
+        "key: read": by_key(Scope.READ),
+        "key: read, for Alice": by_key(Scope.READ, user=ALICE),
+        "key: read, for Bob": by_key(Scope.READ, user=BOB),
+        "key: admin": by_key(Scope.ADMIN),
+        "key: admin, for Bob": by_key(Scope.ADMIN, user=BOB),
+    }
+    callers = {
+        "nobody": {},
+        "Alice": {"Authorization": f"Bearer {signed()}"},
+        "Alice, by cookie": {"Cookie": cookie},
+        "Bob": {"Authorization": f"Bearer {signed(claims(BOB))}"},
+        **{name: headers for name, (_, _, headers) in with_keys.items()},
+    }
+    keys = FakeKeys()
+    keys.rows = {digest_of(key) or b"": row for key, row, _ in with_keys.values()}
+    settings = ApiSettings(
+        auth=("supabase", "api_keys"), supabase=SupabaseAuthSettings(url=PROJECT, jwt_secret=SecretStr(tokens.SECRET))
+    )
+    async with bucket(settings, keys) as client:
+        found = {name: await statuses(client, headers) for name, headers in callers.items()}
+    _, *rows = ([cell.strip() for cell in line.split("|")] for line in PRIVATE.strip().splitlines())
+    assert found == {name: cells for name, *cells in rows}
+
+
+@pytest.mark.parametrize(("auth", "private"), [("none", True), ("api_keys", False)])
+async def test_where_nobody_is_asked_or_nothing_is_private_the_key_is_enough(auth: str, private: bool) -> None:
+    async with bucket(ApiSettings(auth=auth), FakeKeys(), private=private) as client:
+        assert await statuses(client, {}) == ["302", "302", "404", "404"]

@@ -162,7 +162,7 @@ async def test_the_modes_lora_comes_with_it(folder: Path, storage: LocalStorage)
     modes = MODES | {"lightning": LIGHTNING | {"lora": "fast"}, "warp": LIGHTNING | {"lora": "Flux"}}
     here = sources(folder, storage=storage, generation={"modes": modes})
     assert [lora.name for lora in (await settle(here, mode="lightning")).recipe.loras] == ["Fast"]
-    assert "mode: the LoRA Flux was made for Flux" in await complaint(here, mode="warp")
+    assert "mode: warp cannot be used here: the LoRA Flux was made for Flux" in await complaint(here, mode="warp")
     # Nobody is told of what cannot be used.
     assert here.usable_modes(MODEL) == ("quality", "lightning")
     assert here.usable_loras("tiny") == {"Fast": (), "Kaiju": (), "Sumi": ("Edo",)}

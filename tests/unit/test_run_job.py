@@ -431,6 +431,27 @@ async def test_an_edit_goes_to_a_worker_that_makes_edits(
     assert queue.outcomes == [("released", FOR_OTHERS)]
 
 
+@pytest.mark.parametrize(("mode", "here"), [("edit", {"edit": True}), ("glow", {"lora": "Nowhere"}), ("warp", None)])
+async def test_a_style_goes_to_a_worker_that_has_its_mode(
+    mode: str,
+    here: dict[str, Any] | None,
+    queue: FakeQueue,
+    workers: FakeWorkers,
+    tools: Tools,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "s.yaml").write_text(f"name: Sketch\nmode: {mode}")
+    quality = {"steps": 50, "guidance_scale": 4.0}
+    modes = {"quality": quality, **({mode: {**quality, **here}} if here else {})}
+    tools = replace(tools, sources=sources(tmp_path, generation={"modes": modes}))
+    poor = replace(WORKER, styles={"Sketch": ""}, modes=("quality",))
+    for others, kind in (([poor], "failed"), ([poor, replace(poor, modes=("quality", mode))], "released")):
+        workers.rows = others
+        await run(job(style="Sketch", reference=f"upload:{uuid4()}"), tools)
+        assert [outcome for outcome, _ in queue.outcomes] == [kind]
+        queue.outcomes.clear()
+
+
 async def test_a_picture_beyond_its_limits_goes_to_a_worker_with_more_memory(
     queue: FakeQueue, workers: FakeWorkers, engine: FakeEngine, tools: Tools
 ) -> None:
