@@ -88,4 +88,5 @@ def _timed(ask: Callable[[UUID], Awaitable[object]], users: list[UUID]) -> Calla
 async def _as_user(connection: asyncpg.Connection, user: UUID, query: str, *values: object) -> list[asyncpg.Record]:
     async with connection.transaction():
         await connection.fetchrow(BECOME, json.dumps({"sub": str(user), "role": "authenticated"}))
-        return await connection.fetch(query, *values)
+        rows: list[asyncpg.Record] = await connection.fetch(query, *values)
+    return rows

@@ -33,7 +33,7 @@ def process_image(image, info):
     return Image.frombytes("RGB", image.size, random.Random(info.seed).randbytes(3 * image.width * image.height))
 """
 # From 0.2 to 3 MB.
-SIDES = (256, 1008)
+SIDES = (272, 1008)
 # The program's own: a worker that starves on a busy machine keeps its jobs, and only storage may cost an attempt.
 LEASES = {"TENKAIGEN_WORKER__LEASE_SECONDS": "60", "TENKAIGEN_WORKER__HEARTBEAT_SECONDS": "20"}
 
