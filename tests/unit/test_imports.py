@@ -31,19 +31,7 @@ SETTINGS_AND_JOBS = {
 }
 LAYERS = (
     {"errors", "resources", "redact", "names", "hosts"},
-    {
-        "access",
-        "jobs",
-        "settings_sources",
-        "yaml_lines",
-        "config_fields",
-        "config_api",
-        "config_engine",
-        "config_generation",
-        "config_storage",
-        "config",
-        "offers",
-    },
+    SETTINGS_AND_JOBS,
     {"logs", "metrics"},
     {"plugin", "database", "storage"},
     {"recipe", "request", "request_rules", "images", "references", "loras"},
@@ -54,19 +42,7 @@ LAYERS = (
 )
 ROWS_OF_FRIENDS = (
     {"errors", "resources", "redact", "names", "hosts"},
-    {
-        "access",
-        "jobs",
-        "settings_sources",
-        "yaml_lines",
-        "config_fields",
-        "config_api",
-        "config_engine",
-        "config_generation",
-        "config_storage",
-        "config",
-        "offers",
-    },
+    SETTINGS_AND_JOBS,
     {"recipe", "request", "request_rules", "images", "references", "loras"},
     {"cli", "__main__"},
 )
