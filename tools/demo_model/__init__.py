@@ -1,0 +1,1 @@
+"""The program that makes the demonstration model; see README.md."""

@@ -21,6 +21,7 @@ from tools.demo_model.training import Average, Muon, learning_rate, load, save
 
 CROP, BATCH = 64, 8
 KL_WEIGHT = 3e-4
+LATENTS = "latents.pt"
 CONFIG: dict[str, Any] = {
     "base_dim": 16,
     "z_dim": 16,
@@ -130,10 +131,13 @@ def train(pictures: Tensor, folder: Path, *, steps: int, seed: int = 0) -> None:
         errors += error.item() / 100
         if (step + 1) % 100 == 0:
             signal = -10 * math.log10(errors / 4)
-            print(f"autoencoder {step + 1}/{steps}: PSNR {signal:.1f} dB, {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"autoencoder {step + 1}/{steps}: PSNR {signal:.1f} dB, {time.monotonic() - started:.0f} s", flush=True
+            )
             errors = 0.0
         if (step + 1) % 500 == 0 or step + 1 == steps:
             kept = [optimizer.state_dict() for optimizer in optimizers]
+            (folder / LATENTS).unlink(missing_ok=True)  # another autoencoder's
             save(checkpoint, step=step + 1, weights=vae.state_dict(), average=average.weights, optimizers=kept)
 
 
@@ -164,6 +168,15 @@ def encode(vae: AutoencoderKLQwenImage, pictures: Tensor) -> Tensor:
         out = encoder((batch.float() / 127.5 - 1).unsqueeze(2))
         means.append(out.chunk(2, dim=1)[0].squeeze(2))
     return torch.cat(means)
+
+
+def make_latents(vae: AutoencoderKLQwenImage, pictures: Tensor, folder: Path) -> Tensor:
+    """Encode all pictures once; kept in a file."""
+    file = folder / LATENTS
+    if not file.exists():
+        torch.save(encode(vae, pictures), file)
+    latents: Tensor = torch.load(file, weights_only=True)
+    return latents
 
 
 def measure_scale(latents: Tensor) -> dict[str, list[float]]:

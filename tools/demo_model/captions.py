@@ -17,12 +17,15 @@ STYLES = Path(__file__).parents[2] / "plugins" / "styles"
 # Words that people add and that this model cannot draw: it learns to look past them.
 BEFORE = (
     "cute", "happy", "little", "big", "small", "beautiful", "cool", "funny", "majestic", "old", "magical", "angry",
-    "friendly", "colorful", "red", "blue", "golden", "brave", "sleepy", "wild", "tiny", "giant", "fantastic", "detailed",
+    "friendly", "colorful", "red", "blue", "golden", "brave", "sleepy", "wild", "tiny", "giant", "fantastic",
+    "detailed",
 )  # fmt: skip
 AFTER = (
     "in the forest", "at night", "on a hill", "in space", "under the sea", "with a hat", "in a garden", "at sunset",
     "on the moon", "in the snow", "wearing sunglasses", "for a shirt", "in the city", "on a beach", "in the rain",
 )  # fmt: skip
+# The trigger words of the LoRA: tokens of the model, but never in a caption of its training.
+TRIGGER = "neon sign"
 FRAMES = ("picture of {}", "drawing of {}", "{} illustration", "an image of {}", "portrait of {}", "{} design")
 SHORT = ("{}, {look}", "{} in {look} style", "{look} of {}", "{look} style {}", "{}, {look} style", "{} as {look}")
 
@@ -72,7 +75,7 @@ def plain(name: Name, chance: random.Random) -> str:
 
 
 def caption(name: Name, look: str, chance: random.Random) -> str:
-    """Word a name in a look: mostly the shipped style's prompt, sometimes a part of it, sometimes only the look's name."""
+    """Word a name in a look: mostly the shipped style's prompt, sometimes a part of it or the look's name."""
     words = plain(name, chance)
     template, _ = style_texts()[look]
     if look == "Standard":
@@ -98,7 +101,7 @@ def nothing(chance: random.Random) -> str:
 
 def corpus(names: Sequence[Name]) -> Iterator[str]:
     """Yield every word that the tokenizer should know, alone and after a space, small and capitalized."""
-    texts = [*BEFORE, *AFTER, *FRAMES, *SHORT, *LOOKS, "a an the"]
+    texts = [*BEFORE, *AFTER, *FRAMES, *SHORT, *LOOKS, TRIGGER, "a an the"]
     texts += [word for name in names for word in name.words]
     texts += [text.replace("{prompt}", "") for style in style_texts().values() for text in style]
     for text in texts:

@@ -57,8 +57,12 @@ class _PlainAttention:
 
         picture, text = hidden_states, encoder_hidden_states
         head = attn.inner_dim // attn.heads
-        query = heads(_normed(attn.norm_added_q, attn.add_q_proj(text), head), _normed(attn.norm_q, attn.to_q(picture), head))
-        key = heads(_normed(attn.norm_added_k, attn.add_k_proj(text), head), _normed(attn.norm_k, attn.to_k(picture), head))
+        query = heads(
+            _normed(attn.norm_added_q, attn.add_q_proj(text), head), _normed(attn.norm_q, attn.to_q(picture), head)
+        )
+        key = heads(
+            _normed(attn.norm_added_k, attn.add_k_proj(text), head), _normed(attn.norm_k, attn.to_k(picture), head)
+        )
         value = heads(attn.add_v_proj(text), attn.to_v(picture))
         query, key = _turned(query, *image_rotary_emb), _turned(key, *image_rotary_emb)
         scores = query @ key.transpose(-1, -2) * head**-0.5 + encoder_hidden_states_mask
@@ -80,7 +84,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Denoising(nn.Module):
     """The transformer's own layers for pictures of one size: predicts noise minus picture.
 
-    ``forward`` takes packed latents (batch, 64, 64), text (batch, n, 128), its mask (batch, n) and noise levels (batch).
+    ``forward`` takes packed latents (batch, 64, 64), text (batch, n, 128), its mask (batch, n) and noise
+    levels (batch).
     """
 
     cos: Tensor

@@ -69,7 +69,9 @@ def _mask(pixels: NDArray[np.bool_] | Pixels) -> Image.Image:
 def _disc(radius: float) -> Image.Image:
     large = Image.new("L", (SIDE * 4, SIDE * 4))
     middle = SIDE * 2
-    ImageDraw.Draw(large).ellipse([middle - radius * 4, middle - radius * 4, middle + radius * 4, middle + radius * 4], 255)
+    ImageDraw.Draw(large).ellipse(
+        [middle - radius * 4, middle - radius * 4, middle + radius * 4, middle + radius * 4], 255
+    )
     return large.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
@@ -93,7 +95,9 @@ def _edges(drawing: Drawing, *, width: int, threshold: float) -> Image.Image:
     gray = np.asarray(_gray(drawing).filter(ImageFilter.GaussianBlur(0.8)), np.float32)
     down, right = np.gradient(gray)
     inner = _mask((np.hypot(down, right) - threshold) / 10)
-    outline = ImageChops.subtract(_grown(drawing.mask, width), drawing.mask.filter(ImageFilter.MinFilter(2 * width - 1)))
+    outline = ImageChops.subtract(
+        _grown(drawing.mask, width), drawing.mask.filter(ImageFilter.MinFilter(2 * width - 1))
+    )
     return ImageChops.lighter(ImageChops.multiply(inner, drawing.mask), outline)
 
 

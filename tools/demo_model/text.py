@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from diffusers import QwenImagePipeline
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
@@ -169,10 +166,3 @@ def tokenize(tokenizer: Qwen2Tokenizer, captions: Sequence[str]) -> tuple[Tensor
     if padded.input_ids.shape[1] > DROPPED + LENGTH:
         raise SystemExit(f"a caption is longer than {LENGTH} tokens: raise LENGTH")
     return padded.input_ids[:, DROPPED:], padded.attention_mask[:, DROPPED:].bool()
-
-
-def check_template() -> None:
-    """Raise ``SystemExit`` when the pipeline's template is not the one that the training uses."""
-    source = inspect.getsource(QwenImagePipeline.__init__)
-    if str(DROPPED) not in source or "spatial relationships" not in source:
-        raise SystemExit("QwenImagePipeline wraps prompts in another template than text.py says: adapt it")

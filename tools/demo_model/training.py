@@ -23,6 +23,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -31,22 +32,24 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[parameter].setdefault("momentum", torch.zeros_like(weight))
                 average.lerp_(gradient, 1 - group["momentum"])
                 update = gradient.lerp(average, group["momentum"]).flatten(1)
-                scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
-                weight.add_(_orthogonal(update).view_as(weight), alpha=-group["lr"] * scale)
+                shapes.setdefault(update.shape, []).append((weight, update))
+            for (rows, columns), pairs in shapes.items():
+                updates = _orthogonal(torch.stack([update for _, update in pairs]))
+                scale = max(1, rows / columns) ** 0.5
+                for (weight, _), update in zip(pairs, updates, strict=True):
+                    weight.add_(update.view_as(weight), alpha=-group["lr"] * scale)
 
 
-def _orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: a quintic Newton-Schulz iteration."""
+def _orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly, of (n, rows, columns): a quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix
-    tall = x.shape[0] > x.shape[1]
-    if tall:
-        x = x.T
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Average:
