@@ -72,8 +72,7 @@ class _PlainAttention:
 
 
 def _normed(norm: nn.Module, x: Tensor, head: int) -> Tensor:
-    normed: Tensor = norm(x.unflatten(-1, (-1, head))).flatten(2)
-    return normed
+    return norm(x.unflatten(-1, (-1, head))).flatten(2)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -114,8 +113,7 @@ class Denoising(nn.Module):
                 temb=moment,
                 image_rotary_emb=(self.cos, self.sin),
             )
-        out: Tensor = model.proj_out(model.norm_out(picture, moment))
-        return out
+        return model.proj_out(model.norm_out(picture, moment))
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -127,7 +128,7 @@ class Encoding(nn.Module):
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return self.model.norm(x)
 
-    def _attend(self, attention: nn.Module, front: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, attention: Any, front: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         first = self._projected(attention, front, slice(None, DROPPED))
         query, key, value = self._projected(attention, x, slice(DROPPED, None))
         keys = torch.cat([first[1].expand(len(x), -1, -1, -1), key], dim=2)
@@ -137,7 +138,7 @@ class Encoding(nn.Module):
             self._mixed(attention, query, keys, values, self.unseen[DROPPED:]),
         )
 
-    def _projected(self, attention: nn.Module, x: Tensor, places: slice) -> list[Tensor]:
+    def _projected(self, attention: Any, x: Tensor, places: slice) -> list[Tensor]:
         parts = [
             project(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -148,10 +149,9 @@ class Encoding(nn.Module):
             parts[number] = parts[number] * cos + torch.cat([-high, low], dim=-1) * sin
         return parts
 
-    def _mixed(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, unseen: Tensor) -> Tensor:
+    def _mixed(self, attention: Any, query: Tensor, key: Tensor, value: Tensor, unseen: Tensor) -> Tensor:
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + unseen
-        mixed: Tensor = attention.o_proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
-        return mixed
+        return attention.o_proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
 
 
 def tokenize(tokenizer: Qwen2Tokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
