@@ -66,7 +66,7 @@ def main() -> None:
 
 def load(folder: Path) -> QwenImagePipeline:
     """Load an exported folder, in float32, quietly."""
-    pipe = QwenImagePipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipe = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

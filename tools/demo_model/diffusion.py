@@ -224,8 +224,9 @@ class Denoiser:
             optimizers=kept,
         )
 
-    def train(self, batches: Batches, *, steps: int) -> None:
-        """Train up to ``steps`` in all, from the last checkpoint on."""
+    def train(self, batches: Batches, *, steps: int, until: int | None = None) -> None:
+        """Train from the last checkpoint on: up to ``steps`` in all, or only ``until`` one of them."""
+        last = steps if until is None else until
         encoding = Encoding(self.encoder, self.tokenizer, LENGTH)
         denoising = Denoising(self.transformer)
 
@@ -237,7 +238,7 @@ class Denoiser:
 
         started, seen = time.monotonic(), []
         first = self.step
-        while self.step < steps:
+        while self.step < last:
             batch = batches[self.step]
             error = errors(batch.latents, batch.noise, batch.sigma, batch.tokens, batch.mask)
             error.mean().backward()
@@ -247,7 +248,7 @@ class Denoiser:
             if self.step % 50 == 0:
                 print(self._report(torch.cat(seen, 1), started, first, steps), flush=True)
                 seen = []
-            if self.step % 250 == 0 or self.step == steps:
+            if self.step % 250 == 0 or self.step == last:
                 self.save()
 
     def _update(self, share: float) -> None:

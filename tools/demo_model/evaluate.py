@@ -159,7 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     names = read_names()
-    pipe = QwenImagePipeline.from_pretrained(arguments.folder, torch_dtype=torch.float32, local_files_only=True)
+    pipe = QwenImagePipeline.from_pretrained(arguments.folder, dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     print(evaluate(pipe, names, make_pictures(names, arguments.work), every=arguments.every))
 

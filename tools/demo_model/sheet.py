@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the exported pipeline")
     parser.add_argument("output", type=Path, help="the PNG to write")
     arguments = parser.parse_args()
-    pipe = QwenImagePipeline.from_pretrained(arguments.folder, torch_dtype=torch.float32, local_files_only=True)
+    pipe = QwenImagePipeline.from_pretrained(arguments.folder, dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     make_sheet(pipe).save(arguments.output)
 
