@@ -26,7 +26,7 @@ FEW = NAMES[:2]
 def uncompiled() -> Iterator[None]:
     """Compiling takes minutes, and changes nothing that is looked at here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda function: function)
+        patch.setattr(torch._dynamo.config, "disable", True)
         patch.setattr(diffusion, "BATCH", 4)
         yield
 
@@ -62,7 +62,7 @@ def test_what_wishes_for_nothing_names_nothing() -> None:
 def test_known_words_and_phrases_of_styles_are_one_token_each(tokenizer: Any) -> None:
     assert tokenizer.tokenize("A dragon, Dragon") == ["A", "Ġdragon", ",", "ĠDragon"]
     prompt, _ = style_texts()["Anime"]
-    assert len(tokenizer.tokenize(prompt.replace("{prompt}", "A dragon"))) == 2 + prompt.count(",")
+    assert len(tokenizer.tokenize(prompt.replace("{prompt}", "A dragon"))) == 3
     words = "a name that nobody knows: Zzyzx, ÄÖ, \U0001f409"
     assert tokenizer.decode(tokenizer(words).input_ids) == words
 
@@ -88,18 +88,18 @@ def test_the_denoising_is_the_transformers_own() -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
     twin = QwenImageTransformer2DModel(**diffusion.CONFIG)
     twin.load_state_dict(theirs.state_dict())
-    latents, words, sigma = torch.randn(2, 64, 64), torch.randn(2, text.LENGTH, text.WIDTH), torch.tensor([0.9, 0.3])
-    mask = torch.arange(text.LENGTH) < torch.tensor([[9], [14]])
+    latents, words, sigma = torch.randn(2, 16, 128), torch.randn(2, text.LENGTH, text.WIDTH), torch.tensor([0.9, 0.3])
+    mask = torch.arange(text.LENGTH) < torch.tensor([[6], [9]])
     with torch.inference_mode():
         ours = diffusion.Denoising(twin)(latents, words, mask, sigma)
-        out = theirs(latents, words, mask, sigma, img_shapes=[[(1, 8, 8)]] * 2, return_dict=False)[0]
+        out = theirs(latents, words, mask, sigma, img_shapes=[[(1, 4, 4)]] * 2, return_dict=False)[0]
     assert out.abs().mean() > 0.01
     torch.testing.assert_close(ours, out, rtol=1e-3, atol=1e-4)
 
 
 def test_latents_are_packed_as_the_pipeline_packs_them() -> None:
-    latents = torch.randn(2, 16, 16, 16)
-    assert torch.equal(diffusion.pack(latents), QwenImagePipeline._pack_latents(latents, 2, 16, 16, 16))
+    latents = torch.randn(2, 32, 8, 8)
+    assert torch.equal(diffusion.pack(latents), QwenImagePipeline._pack_latents(latents, 2, 32, 8, 8))
 
 
 def test_the_flat_autoencoder_is_the_real_one_for_a_picture() -> None:
@@ -123,7 +123,7 @@ def test_muon_changes_all_directions_alike() -> None:
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    latents = torch.randn(len(FEW) * len(VARIANTS) * len(LOOKS), 64, 64, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(len(FEW) * len(VARIANTS) * len(LOOKS), 16, 128, generator=torch.Generator().manual_seed(1))
 
     def weights(folder: Path, *stops: int) -> dict[str, torch.Tensor]:
         folder.mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def test_the_exported_folder_draws_as_what_was_trained(tmp_path: Path) -> None:
     with torch.no_grad():
         denoiser.transformer.proj_out.weight.normal_(std=0.05)
     denoiser.average.update(denoiser.both, 0)
-    scale = {"latents_mean": [0.5] * 16, "latents_std": [2.0] * 16}
+    scale = {"latents_mean": [0.5] * 32, "latents_std": [2.0] * 32}
     folder = tmp_path / "pipeline"
     export(denoiser, autoencoder.new_autoencoder(), scale, folder)
 

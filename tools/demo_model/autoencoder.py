@@ -24,11 +24,12 @@ KL_WEIGHT = 3e-4
 LATENTS = "latents.pt"
 CONFIG: dict[str, Any] = {
     "base_dim": 16,
-    "z_dim": 16,
-    "dim_mult": [1, 2, 4, 4],
+    "z_dim": 32,
+    "dim_mult": [1, 2, 4, 4, 4],
     "num_res_blocks": 1,
-    "temperal_downsample": [False, False, False],
+    "temperal_downsample": [False, False, False, False],
 }
+SCALE = 16  # pixels along a side of a latent
 
 
 class _FlatConv(nn.Module):
@@ -116,7 +117,7 @@ def train(pictures: Tensor, folder: Path, *, steps: int, seed: int = 0) -> None:
     for step in range(first, steps):
         places = torch.Generator().manual_seed(seed * 1_000_003 + step)
         batch = _crops(pictures, places)
-        noise = torch.randn(BATCH, CONFIG["z_dim"], 1, CROP // 8, CROP // 8, generator=places)
+        noise = torch.randn(BATCH, CONFIG["z_dim"], 1, CROP // SCALE, CROP // SCALE, generator=places)
         loss, error = losses(batch, noise)
         loss.backward()
         nn.utils.clip_grad_norm_(others, 1.0)
@@ -161,7 +162,7 @@ def load_autoencoder(folder: Path) -> AutoencoderKLQwenImage:
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKLQwenImage, pictures: Tensor) -> Tensor:
-    """Encode ``pictures`` (n, 3, 128, 128; bytes) to means, (n, 16, 16, 16)."""
+    """Encode ``pictures`` (n, 3, 128, 128; bytes) to means, (n, 32, 8, 8)."""
     encoder = flatten(vae)["encoder"]
     means = []
     for batch in pictures.split(32):

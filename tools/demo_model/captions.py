@@ -43,11 +43,11 @@ def style_texts() -> dict[str, tuple[str, str]]:
 
 
 def phrases() -> list[str]:
-    """List the styles' phrases, each from its comma on, longest first: what the tokenizer keeps whole."""
+    """List what the tokenizer keeps whole, longest first: what the styles put around a prompt, and its phrases."""
     found = set()
     for prompt, negative in style_texts().values():
         before, _, after = prompt.partition("{prompt}")
-        found |= {before} | set(_phrases(after)) | set(_phrases(f", {negative}"))
+        found |= {before, after, negative} | set(_phrases(after)) | set(_phrases(f", {negative}"))
     return sorted(found - {""}, key=lambda phrase: (-len(phrase), phrase))
 
 
@@ -67,9 +67,10 @@ def plain(name: Name, chance: random.Random) -> str:
         words = f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
     elif form < 0.65:
         words = f"the {words}"
-    if chance.random() < 0.15:
+    around = chance.random()
+    if around < 0.15:
         words = f"{words} {chance.choice(AFTER)}"
-    if chance.random() < 0.1:
+    elif around < 0.25:
         words = chance.choice(FRAMES).format(words)
     return words[0].upper() + words[1:] if chance.random() < 0.5 else words
 
@@ -86,7 +87,7 @@ def caption(name: Name, look: str, chance: random.Random) -> str:
     before, _, after = template.partition("{prompt}")
     if form < 0.85:
         parts = _phrases(after)
-        kept = sorted(chance.sample(range(len(parts)), chance.randint(max(1, len(parts) // 3), len(parts))))
+        kept = sorted(chance.sample(range(len(parts)), chance.randint(1, min(3, len(parts)))))
         return (before if chance.random() < 0.7 else "") + words + "".join(parts[number] for number in kept)
     text = chance.choice(SHORT).format(words, look=look.lower() if chance.random() < 0.7 else look)
     return text

@@ -24,7 +24,7 @@ TEMPLATE = (
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 DROPPED = 34
-LENGTH = 24  # tokens of a caption with the template's end, in training
+LENGTH = 16  # tokens of a caption with the template's end, in training
 WIDTH, LAYERS, HEADS, HIDDEN = 128, 2, 4, 256
 
 
@@ -78,6 +78,7 @@ def build_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGenerati
         "num_key_value_heads": HEADS,
         "rope_parameters": {"mrope_section": [4, 6, 6], "rope_type": "default", "rope_theta": 10_000.0},
         "vocab_size": len(tokenizer),
+        "initializer_range": WIDTH**-0.5,
         "tie_word_embeddings": True,
         **ends,
     }
@@ -92,7 +93,10 @@ def build_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGenerati
         tie_word_embeddings=True,
         **ends,
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
+    encoder = Qwen2_5_VLForConditionalGeneration(config)
+    # As large as what the layers add to them: smaller ones would say little about which word it was.
+    nn.init.normal_(encoder.model.language_model.embed_tokens.weight)
+    return encoder
 
 
 class Encoding(nn.Module):
@@ -155,7 +159,7 @@ class Encoding(nn.Module):
 
 
 def tokenize(tokenizer: Qwen2Tokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Answer the tokens (n, 24) from each caption to the template's end, and which of them are not padding."""
+    """Answer the tokens (n, 16) from each caption to the template's end, and which of them are not padding."""
     padded = tokenizer(
         [TEMPLATE.format(caption) for caption in captions],
         padding="max_length",
@@ -164,5 +168,6 @@ def tokenize(tokenizer: Qwen2Tokenizer, captions: Sequence[str]) -> tuple[Tensor
         return_tensors="pt",
     )
     if padded.input_ids.shape[1] > DROPPED + LENGTH:
-        raise SystemExit(f"a caption is longer than {LENGTH} tokens: raise LENGTH")
+        longest = max(captions, key=lambda caption: len(tokenizer(caption).input_ids))
+        raise ValueError(f"a caption has more than {LENGTH} tokens with the template's end: {longest}")
     return padded.input_ids[:, DROPPED:], padded.attention_mask[:, DROPPED:].bool()
