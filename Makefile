@@ -29,7 +29,7 @@ demo: install ## Six pictures from inserted rows
 	$(BIN)/tenkaigen demo
 
 test: install ## All tests, with a real PostgreSQL and the real pipeline on small weights
-	$(PYTEST) -n auto
+	$(PYTEST) -n auto --dist worksteal
 
 check: install ## Formatting, lint and types
 	$(BIN)/ruff format --check .

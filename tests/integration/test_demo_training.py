@@ -18,6 +18,9 @@ from tools.demo_model.looks import LOOKS
 from tools.demo_model.pictures import VARIANTS, Name, read_names
 from tools.demo_model.training import Muon
 
+# What torch's compiler imports, even where it is switched off.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+
 NAMES = read_names()
 FEW = NAMES[:2]
 
@@ -88,18 +91,18 @@ def test_the_denoising_is_the_transformers_own() -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
     twin = QwenImageTransformer2DModel(**diffusion.CONFIG)
     twin.load_state_dict(theirs.state_dict())
-    latents, words, sigma = torch.randn(2, 16, 128), torch.randn(2, text.LENGTH, text.WIDTH), torch.tensor([0.9, 0.3])
+    latents, words, sigma = torch.randn(2, 64, 64), torch.randn(2, text.LENGTH, text.WIDTH), torch.tensor([0.9, 0.3])
     mask = torch.arange(text.LENGTH) < torch.tensor([[6], [9]])
     with torch.inference_mode():
         ours = diffusion.Denoising(twin)(latents, words, mask, sigma)
-        out = theirs(latents, words, mask, sigma, img_shapes=[[(1, 4, 4)]] * 2, return_dict=False)[0]
+        out = theirs(latents, words, mask, sigma, img_shapes=[[(1, 8, 8)]] * 2, return_dict=False)[0]
     assert out.abs().mean() > 0.01
     torch.testing.assert_close(ours, out, rtol=1e-3, atol=1e-4)
 
 
 def test_latents_are_packed_as_the_pipeline_packs_them() -> None:
-    latents = torch.randn(2, 32, 8, 8)
-    assert torch.equal(diffusion.pack(latents), QwenImagePipeline._pack_latents(latents, 2, 32, 8, 8))
+    latents = torch.randn(2, 16, 16, 16)
+    assert torch.equal(diffusion.pack(latents), QwenImagePipeline._pack_latents(latents, 2, 16, 16, 16))
 
 
 def test_the_flat_autoencoder_is_the_real_one_for_a_picture() -> None:
@@ -123,7 +126,7 @@ def test_muon_changes_all_directions_alike() -> None:
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    latents = torch.randn(len(FEW) * len(VARIANTS) * len(LOOKS), 16, 128, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(len(FEW) * len(VARIANTS) * len(LOOKS), 64, 64, generator=torch.Generator().manual_seed(1))
 
     def weights(folder: Path, *stops: int) -> dict[str, torch.Tensor]:
         folder.mkdir(exist_ok=True)
@@ -138,33 +141,31 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
 
 
 def test_the_exported_folder_draws_as_what_was_trained(tmp_path: Path) -> None:
-    denoiser = diffusion.Denoiser(FEW, tmp_path)
+    trained, exported = (diffusion.Denoiser(FEW, tmp_path) for _ in range(2))
     with torch.no_grad():
-        denoiser.transformer.proj_out.weight.normal_(std=0.05)
-    denoiser.average.update(denoiser.both, 0)
-    scale = {"latents_mean": [0.5] * 32, "latents_std": [2.0] * 32}
+        for parameter in trained.both.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    exported.average.weights = {name: value.clone() for name, value in trained.both.state_dict().items()}
+    scale = {"latents_mean": [0.5] * 16, "latents_std": [2.0] * 16}
     folder = tmp_path / "pipeline"
-    export(denoiser, autoencoder.new_autoencoder(), scale, folder)
+    export(exported, autoencoder.new_autoencoder(), scale, folder)
 
     pipe = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    assert pipe.vae.config.latents_mean == scale["latents_mean"]
-    assert all(parameter.dtype == torch.float32 for parameter in pipe.transformer.parameters())
-    latents, sigma, (tokens, mask) = (
-        torch.randn(1, 64, 64),
-        torch.tensor([0.7]),
-        text.tokenize(pipe.tokenizer, ["a cat"]),
-    )
-    with torch.inference_mode():
-        words = text.Encoding(pipe.text_encoder, pipe.tokenizer, text.LENGTH)(tokens)
-        trained = text.Encoding(denoiser.encoder.float(), denoiser.tokenizer, text.LENGTH)(tokens)
-        torch.testing.assert_close(words, trained)
-        made = diffusion.Denoising(pipe.transformer)(latents, words, mask, sigma)
-        # The last block's text, which was zeroed, changes nothing.
-        for part in (block := denoiser.transformer.float().transformer_blocks[-1]).txt_mlp.parameters():
-            part.normal_()
-        assert block is not pipe.transformer.transformer_blocks[-1]
-        torch.testing.assert_close(diffusion.Denoising(denoiser.transformer)(latents, words, mask, sigma), made)
     assert isinstance(pipe.vae, AutoencoderKLQwenImage)
+    assert pipe.vae.config.latents_mean == scale["latents_mean"]
+    tokens, mask = text.tokenize(pipe.tokenizer, ["a cat"])
+    latents, sigma = torch.randn(1, 64, 64), torch.tensor([0.7])
+    made = []
+    with torch.inference_mode():
+        for encoder, tokenizer, transformer in (
+            (pipe.text_encoder, pipe.tokenizer, pipe.transformer),
+            (trained.encoder, trained.tokenizer, trained.transformer),
+        ):
+            words = text.Encoding(encoder, tokenizer, text.LENGTH)(tokens)
+            made.append(diffusion.Denoising(transformer)(latents, words, mask, sigma))
+    # Eight significant bits are left of each weight; what was zeroed of the last block counted for nothing.
+    assert made[1].std() > 0.1
+    torch.testing.assert_close(made[0], made[1], rtol=0, atol=0.02 * float(made[1].std()))
 
 
 def test_names_are_read_with_their_other_words(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ KL_WEIGHT = 3e-4
 LATENTS = "latents.pt"
 CONFIG: dict[str, Any] = {
     "base_dim": 16,
-    "z_dim": 32,
-    "dim_mult": [1, 2, 4, 4, 4],
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
     "num_res_blocks": 1,
-    "temperal_downsample": [False, False, False, False],
+    "temperal_downsample": [False, False, False],
 }
-SCALE = 16  # pixels along a side of a latent
+SCALE = 8  # pixels along a side of a latent
 
 
 class _FlatConv(nn.Module):
@@ -162,7 +162,7 @@ def load_autoencoder(folder: Path) -> AutoencoderKLQwenImage:
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKLQwenImage, pictures: Tensor) -> Tensor:
-    """Encode ``pictures`` (n, 3, 128, 128; bytes) to means, (n, 32, 8, 8)."""
+    """Encode ``pictures`` (n, 3, 128, 128; bytes) to means, (n, 16, 16, 16)."""
     encoder = flatten(vae)["encoder"]
     means = []
     for batch in pictures.split(32):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tools.demo_model.diffusion import Denoiser
 
-# The real model's scheduler, but with a shift for 16 tokens instead of thousands.
+# The real model's scheduler, but with a shift for 64 tokens instead of thousands.
 SCHEDULER: dict[str, Any] = {
     "base_shift": 0.9,
     "max_shift": 0.9,

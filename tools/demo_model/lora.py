@@ -76,12 +76,12 @@ def _latents(vae: AutoencoderKLQwenImage, names: Sequence[Name]) -> Tensor:
 
 
 def _caption(name: Name, chance: random.Random) -> str:
-    """Word a name with the trigger words, as the worker does: behind the style's prompt."""
+    """Word a name with the trigger words, as the worker does: before the style's prompt."""
     words = f"{'An' if name.name[0] in 'aeiou' else 'A'} {name.name}"
     template, _ = chance.choice(sorted(style_texts().values()))
     form = chance.random()
     if form < 0.4:
-        return f"{words}, {TRIGGER}"
+        return f"{TRIGGER}, {words}"
     if form < 0.5:
         return f"{TRIGGER} of {words.lower()}"
-    return f"{template.replace('{prompt}', words)}, {TRIGGER}"
+    return f"{TRIGGER}, {template.replace('{prompt}', words)}"
