@@ -1,9 +1,9 @@
 """Make the demonstration model from nothing: pictures, autoencoder, denoiser, export, LoRA, sheet, evaluation.
 
-Every step goes on where it was stopped, and is skipped when it is done. See README.md beside this file.
+Both trainings go on where they were stopped; what follows them is made anew. See README.md beside this file.
 
     python -m tools.demo_model
-    python -m tools.demo_model --steps 20 --autoencoder-steps 20 --work /tmp/try    # does every step work?
+    python -m tools.demo_model --steps 20 --autoencoder-steps 20 --work build/try    # does every step work?
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from diffusers import QwenImagePipeline
-
 from tools.demo_model import autoencoder
 from tools.demo_model.card import write_card
 from tools.demo_model.data import make_pictures
 from tools.demo_model.diffusion import Batches, Denoiser, pack
 from tools.demo_model.evaluate import evaluate
-from tools.demo_model.export import export
+from tools.demo_model.export import export, load_pipeline
 from tools.demo_model.lora import train_lora
 from tools.demo_model.pictures import read_names
 from tools.demo_model.sheet import make_sheet
@@ -54,7 +51,7 @@ def main() -> None:
 
     folder = work / "pipeline"
     export(denoiser, vae, scale, folder)
-    pipe = load(folder)
+    pipe = load_pipeline(folder)
     make_sheet(pipe).save(work / "sheet.png")
     report = evaluate(pipe, names, pictures, every=arguments.every)
     weights = sum(part.num_parameters() for part in (pipe.vae, pipe.text_encoder, pipe.transformer))
@@ -62,13 +59,6 @@ def main() -> None:
     print(report)
     train_lora(pipe, names, work / "neon_sign.safetensors", steps=arguments.lora_steps)
     print(f"Done: {folder}, {work / 'neon_sign.safetensors'}, {work / 'sheet.png'}")
-
-
-def load(folder: Path) -> QwenImagePipeline:
-    """Load an exported folder, in float32, quietly."""
-    pipe = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 if __name__ == "__main__":

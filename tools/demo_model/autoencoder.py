@@ -86,8 +86,7 @@ def train(pictures: Tensor, folder: Path, *, steps: int, seed: int = 0) -> None:
     torch.manual_seed(seed)
     vae = new_autoencoder()
     parts = flatten(vae)
-    kernels = [p for p in parts.parameters() if p.dim() > 1 and min(p.shape[0], p[0].numel()) > 1 and p.dim() != 3]
-    kernels = [p for p in kernels if p.dim() in (2, 4, 5) and p.shape[1] > 1]
+    kernels = [p for p in parts.parameters() if p.dim() in (4, 5) and p.shape[1] > 1]
     chosen = {id(p) for p in kernels}
     others = [p for p in parts.parameters() if id(p) not in chosen]
     optimizers = [Muon(kernels, lr=3e-3), torch.optim.Adam(others, lr=2e-3, betas=(0.9, 0.98))]

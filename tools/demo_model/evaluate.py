@@ -30,6 +30,7 @@ from torch import Tensor
 
 from tools.demo_model.captions import style_texts
 from tools.demo_model.data import make_pictures
+from tools.demo_model.export import load_pipeline
 from tools.demo_model.looks import LOOKS, SIDE
 from tools.demo_model.pictures import VARIANTS, Name, read_names
 
@@ -159,8 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     names = read_names()
-    pipe = QwenImagePipeline.from_pretrained(arguments.folder, dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(arguments.folder)
     print(evaluate(pipe, names, make_pictures(names, arguments.work), every=arguments.every))
 
 

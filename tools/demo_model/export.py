@@ -44,6 +44,13 @@ def export(denoiser: Denoiser, vae: AutoencoderKLQwenImage, scale: Mapping[str, 
         _without_paths(config)
 
 
+def load_pipeline(folder: Path) -> QwenImagePipeline:
+    """Load an exported folder, in float32, quietly."""
+    pipe = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def _forget_unused(denoiser: Denoiser) -> None:
     """Zero what no output depends on: how the last block's text goes on, of which only keys and values are used."""
     block = denoiser.transformer.transformer_blocks[-1]

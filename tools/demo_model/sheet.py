@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from diffusers import QwenImagePipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from tools.demo_model.captions import style_texts
 from tools.demo_model.evaluate import draw
+from tools.demo_model.export import load_pipeline
 from tools.demo_model.looks import LOOKS, SIDE
 
 NAMES = (
@@ -46,8 +46,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the exported pipeline")
     parser.add_argument("output", type=Path, help="the PNG to write")
     arguments = parser.parse_args()
-    pipe = QwenImagePipeline.from_pretrained(arguments.folder, dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(arguments.folder)
     make_sheet(pipe).save(arguments.output)
 
 

@@ -165,9 +165,8 @@ def tokenize(tokenizer: Qwen2Tokenizer, captions: Sequence[str]) -> tuple[Tensor
         padding="max_length",
         padding_side="right",
         max_length=DROPPED + LENGTH,
-        return_tensors="pt",
     )
-    if padded.input_ids.shape[1] > DROPPED + LENGTH:
-        longest = max(captions, key=lambda caption: len(tokenizer(caption).input_ids))
-        raise ValueError(f"a caption has more than {LENGTH} tokens with the template's end: {longest}")
-    return padded.input_ids[:, DROPPED:], padded.attention_mask[:, DROPPED:].bool()
+    for caption, tokens in zip(captions, padded.input_ids, strict=True):
+        if len(tokens) > DROPPED + LENGTH:
+            raise ValueError(f"a caption has more than {LENGTH} tokens with the template's end: {caption}")
+    return torch.tensor(padded.input_ids)[:, DROPPED:], torch.tensor(padded.attention_mask)[:, DROPPED:].bool()

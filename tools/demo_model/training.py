@@ -62,7 +62,8 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         decay = 1 - 1 / min(2000, 10 + step / 10)
         for name, value in module.state_dict().items():
-            self.weights[name].lerp_(value, 1 - decay) if value.is_floating_point() else None
+            if value.is_floating_point():
+                self.weights[name].lerp_(value, 1 - decay)
 
 
 def learning_rate(step: int, total: int, warmup: int = 100) -> float:
