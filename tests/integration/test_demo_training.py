@@ -57,6 +57,11 @@ def test_captions_fit_and_name_what_they_show(tokenizer: Any) -> None:
         assert TRIGGER not in words
 
 
+def test_a_caption_that_is_too_long_is_named(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"more than 16 tokens.*: cat cat"):
+        text.tokenize(tokenizer, ["A dragon", "cat " * 20])
+
+
 def test_what_wishes_for_nothing_names_nothing() -> None:
     chance = random.Random(5)
     assert {nothing(chance) for _ in range(200)} == {"", *(negative for _, negative in style_texts().values())}

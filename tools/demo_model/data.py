@@ -20,7 +20,7 @@ def make_pictures(names: Sequence[Name], folder: Path) -> Tensor:
         kept: Tensor = torch.load(file, weights_only=True)
         if len(kept) == len(names) * len(VARIANTS) * len(LOOKS):
             return kept
-    drawn = [torch.from_numpy(np.asarray(picture.image).copy()) for picture in training_pictures(names)]
+    drawn = [torch.from_numpy(np.asarray(picture).copy()) for picture in training_pictures(names)]
     pictures = torch.stack(drawn).permute(0, 3, 1, 2).contiguous()
     torch.save(pictures, file)
     return pictures

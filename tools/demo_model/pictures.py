@@ -49,16 +49,6 @@ VARIANTS = (
 )
 
 
-@dataclass(frozen=True)
-class TrainingPicture:
-    """One picture (RGB, 128 x 128) with what it shows and in which look."""
-
-    name: Name
-    look: str
-    variant: int
-    image: Image.Image
-
-
 def read_names(file: Path = NAMES) -> list[Name]:
     """Read the table of names: code points (hexadecimal, joined by ``_``), name, other words, separated by tabs."""
     names = []
@@ -83,13 +73,12 @@ def draw(name: Name, variant: Variant) -> Drawing:
     return Drawing(figure.rotate(variant.degrees, Image.Resampling.BICUBIC), variant.hue)
 
 
-def training_pictures(names: Sequence[Name], looks: Sequence[str] = tuple(LOOKS)) -> Iterator[TrainingPicture]:
-    """Yield every name in every variant and look: 4 x 9 pictures a name."""
+def training_pictures(names: Sequence[Name]) -> Iterator[Image.Image]:
+    """Yield every name in every variant and look, RGB of 128 x 128: 4 x 9 pictures a name, in this order."""
     for name in names:
-        for number, variant in enumerate(VARIANTS):
+        for variant in VARIANTS:
             drawing = draw(name, variant)
-            for look in looks:
-                yield TrainingPicture(name, look, number, LOOKS[look](drawing))
+            yield from (look(drawing) for look in LOOKS.values())
 
 
 @cache
