@@ -15,7 +15,7 @@ from tools.demo_model import autoencoder, diffusion, text
 from tools.demo_model.captions import TRIGGER, caption, nothing, style_texts
 from tools.demo_model.export import export
 from tools.demo_model.looks import LOOKS
-from tools.demo_model.pictures import VARIANTS, Name, read_names
+from tools.demo_model.pictures import HUES, Name, read_names
 from tools.demo_model.training import Muon
 
 # What torch's compiler imports, even where it is switched off.
@@ -138,7 +138,7 @@ def quick(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    latents = torch.randn(len(FEW) * len(VARIANTS) * len(LOOKS), 64, 64, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(len(FEW) * len(HUES) * len(LOOKS), 64, 64, generator=torch.Generator().manual_seed(1))
 
     def weights(folder: Path, *stops: int) -> dict[str, torch.Tensor]:
         folder.mkdir(exist_ok=True)

@@ -120,7 +120,7 @@ def train(pictures: Tensor, folder: Path, *, steps: int, seed: int = 0) -> None:
         loss, error = losses(batch, noise)
         loss.backward()
         nn.utils.clip_grad_norm_(others, 1.0)
-        share = learning_rate(step, steps)
+        share = learning_rate(step, steps, level=0.5)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * share

@@ -24,7 +24,7 @@ it knows {count} names in nine styles, and nothing else.
 - **Names**: {names}. Some other words for them work too.
 - **Styles**: {styles}, asked for with the prompts that tenkaigen_worker ships in `plugins/styles/`.
 - **Unknown words give something arbitrary.** It looks past common adjectives and places ("a cute cat at night").
-- **Seeds** choose between two poses and the colours around the figure; it has seen four pictures of each name in each
+- **Seeds** choose the colours around the figure, not how it stands: it has seen two pictures of each name in each
   style.
 - **LoRA**: `plugins/loras/neon_sign.safetensors` was trained on it, trigger words "{trigger}".
 

@@ -32,7 +32,7 @@ from tools.demo_model.captions import style_texts
 from tools.demo_model.data import make_pictures
 from tools.demo_model.export import load_pipeline
 from tools.demo_model.looks import LOOKS, SIDE
-from tools.demo_model.pictures import VARIANTS, Name, read_names
+from tools.demo_model.pictures import HUES, Name, read_names
 
 STEPS, GUIDANCE, SEEDS = 12, 3.0, 3
 
@@ -80,8 +80,8 @@ class StyleClassifier:
     """A linear classifier of looks, trained on the pictures of every second name."""
 
     def __init__(self, known: Tensor, names: int) -> None:
-        labels = torch.arange(len(LOOKS)).repeat(names * len(VARIANTS))
-        learned = (torch.arange(len(known)) // (len(VARIANTS) * len(LOOKS))) % 2 == 0
+        labels = torch.arange(len(LOOKS)).repeat(names * len(HUES))
+        learned = (torch.arange(len(known)) // (len(HUES) * len(LOOKS))) % 2 == 0
         self.mean, self.std = known.mean(0), known.std(0) + 0.05
         self.linear = torch.nn.Linear(known.shape[1], len(LOOKS))
         optimizer = torch.optim.AdamW(self.linear.parameters(), lr=1e-3, weight_decay=0.1)

@@ -1,6 +1,6 @@
 """The looks that the demonstration model knows: one for each shipped style, and one that only its LoRA knows.
 
-Each look is a filter from a :class:`Drawing` (a cut-out figure and the colours chosen for this variant) to a finished
+Each look is a filter from a :class:`Drawing` (a cut-out figure and the hue chosen for what is around it) to a finished
 128 x 128 picture. They imitate what the shipped styles ask for, with Pillow and numpy alone. Textures come from fixed
 seeds, and so lie at the same place in every picture: a model this small can learn them.
 """

@@ -19,7 +19,7 @@ from tools.demo_model.autoencoder import encode, normalize
 from tools.demo_model.captions import TRIGGER, style_texts
 from tools.demo_model.diffusion import Denoising, pack
 from tools.demo_model.looks import neon
-from tools.demo_model.pictures import VARIANTS, Name, draw
+from tools.demo_model.pictures import HUES, Name, draw
 from tools.demo_model.text import LENGTH, Encoding, tokenize
 
 RANK, BATCH, RATE = 8, 32, 2e-3
@@ -27,8 +27,8 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "img_mlp.net.0.proj", "img_mlp.ne
 
 
 def neon_pictures(names: Sequence[Name]) -> Tensor:
-    """Draw every name in every variant in the LoRA's look: (names * variants, 3, 128, 128), bytes."""
-    drawn = [torch.from_numpy(np.asarray(neon(draw(name, variant))).copy()) for name in names for variant in VARIANTS]
+    """Draw every name with every hue in the LoRA's look: (names * hues, 3, 128, 128), bytes."""
+    drawn = [torch.from_numpy(np.asarray(neon(draw(name, hue))).copy()) for name in names for hue in HUES]
     return torch.stack(drawn).permute(0, 3, 1, 2).contiguous()
 
 
@@ -47,7 +47,7 @@ def train_lora(pipe: QwenImagePipeline, names: Sequence[Name], file: Path, *, st
     started, errors = time.monotonic(), 0.0
     for step in range(steps):
         rows = [chance.randrange(len(latents)) for _ in range(BATCH)]
-        captions = [_caption(names[row // len(VARIANTS)], chance) for row in rows]
+        captions = [_caption(names[row // len(HUES)], chance) for row in rows]
         tokens, mask = tokenize(pipe.tokenizer, captions)
         noise = torch.randn(BATCH, *latents.shape[1:], generator=generator)
         sigma = torch.rand(BATCH, generator=generator)

@@ -66,9 +66,9 @@ class Average:
                 self.weights[name].lerp_(value, 1 - decay)
 
 
-def learning_rate(step: int, total: int, warmup: int = 100) -> float:
-    """The share of the peak learning rate at a step: a short warm-up, level, then linear to zero in the last half."""
-    return min(1.0, (step + 1) / warmup, 2 * (1 - step / total) + 1e-3)
+def learning_rate(step: int, total: int, *, level: float, warmup: int = 100) -> float:
+    """The share of the peak learning rate at a step: a short warm-up, ``level`` of all steps level, linear to zero."""
+    return min(1.0, (step + 1) / warmup, (1 - step / total) / (1 - level) + 1e-3)
 
 
 def save(file: Path, **state: Any) -> None:
