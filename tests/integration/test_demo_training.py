@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 
 from tools.demo_model import autoencoder, diffusion, text
-from tools.demo_model.captions import TRIGGER, caption, nothing, style_texts
+from tools.demo_model.captions import TRIGGER, caption, nothing, shipped, style_texts
 from tools.demo_model.export import export
 from tools.demo_model.looks import LOOKS
 from tools.demo_model.pictures import HUES, Name, read_names
@@ -55,6 +55,21 @@ def test_captions_fit_and_name_what_they_show(tokenizer: Any) -> None:
         tokens, mask = text.tokenize(tokenizer, [words])
         assert tokens.shape == mask.shape == (1, text.LENGTH)
         assert TRIGGER not in words
+
+
+def test_captions_are_all_alike_at_first_and_worded_freely_later(tokenizer: Any) -> None:
+    latents = torch.zeros(len(FEW) * len(HUES) * len(LOOKS), 64, 64)
+    batches = diffusion.Batches(FEW, latents, tokenizer, seed=0)
+    alike = [shipped(name.name, look) for name in FEW for look in LOOKS]
+    empty = ["", *(negative for _, negative in style_texts().values())]
+    known = {tuple(row) for row in text.tokenize(tokenizer, alike + empty)[0].tolist()}
+
+    def unknown(first: int) -> int:
+        rows = [row for step in range(first, first + 10) for row in batches[step].tokens.tolist()]
+        return sum(tuple(row) not in known for row in rows)
+
+    assert unknown(0) == 0
+    assert unknown(2 * diffusion.ALIKE) > 10
 
 
 def test_a_caption_that_is_too_long_is_named(tokenizer: Any) -> None:

@@ -57,6 +57,16 @@ def _phrases(text: str) -> list[str]:
     return [first] * bool(first) + [f", {other}" for other in others]
 
 
+def with_article(name: str) -> str:
+    """A name as a prompt: "A cat", "An owl"."""
+    return f"{'An' if name[0] in 'aeiou' else 'A'} {name}"
+
+
+def shipped(name: str, look: str) -> str:
+    """Word a name in a look as most people do: the name with its article, in the shipped style's prompt."""
+    return style_texts()[look][0].replace("{prompt}", with_article(name))
+
+
 def plain(name: Name, chance: random.Random) -> str:
     """Word a name in one of the ways in which people do, sometimes with words around it."""
     words = chance.choice(name.words) if chance.random() < 0.4 else name.name

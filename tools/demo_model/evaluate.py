@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from tools.demo_model.captions import style_texts
+from tools.demo_model.captions import shipped, style_texts
 from tools.demo_model.data import make_pictures
 from tools.demo_model.export import load_pipeline
 from tools.demo_model.looks import LOOKS, SIDE
 from tools.demo_model.pictures import HUES, Name, read_names
 
-STEPS, GUIDANCE, SEEDS = 12, 3.0, 3
+STEPS, GUIDANCE, SEEDS = 12, 4.0, 3  # steps and guidance as the worker has them for this model
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,8 @@ def evaluate(pipe: QwenImagePipeline, names: Sequence[Name], pictures: Tensor, *
     misses, wrong_styles = [], Counter[str]()
     for wish in wishes:
         name = names[wish.name].name
-        prompt, negative = style_texts()[wish.look]
-        words = f"{'An' if name[0] in 'aeiou' else 'A'} {name}"
-        drawn = features(draw(pipe, prompt.replace("{prompt}", words), negative, wish.seed)[None])
+        _, negative = style_texts()[wish.look]
+        drawn = features(draw(pipe, shipped(name, wish.look), negative, wish.seed)[None])
         ranked = rank_names(drawn, known, len(names))
         first += ranked[0] == wish.name
         if wish.name in ranked[:5]:

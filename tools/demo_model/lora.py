@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tools.demo_model.autoencoder import encode, normalize
-from tools.demo_model.captions import TRIGGER, style_texts
+from tools.demo_model.captions import TRIGGER, shipped, with_article
 from tools.demo_model.diffusion import Denoising, pack
-from tools.demo_model.looks import neon
+from tools.demo_model.looks import LOOKS, neon
 from tools.demo_model.pictures import HUES, Name, draw
 from tools.demo_model.text import LENGTH, Encoding, tokenize
 
@@ -77,11 +77,10 @@ def _latents(vae: AutoencoderKLQwenImage, names: Sequence[Name]) -> Tensor:
 
 def _caption(name: Name, chance: random.Random) -> str:
     """Word a name with the trigger words, as the worker does: before the style's prompt."""
-    words = f"{'An' if name.name[0] in 'aeiou' else 'A'} {name.name}"
-    template, _ = chance.choice(sorted(style_texts().values()))
+    words = with_article(name.name)
     form = chance.random()
     if form < 0.4:
         return f"{TRIGGER}, {words}"
     if form < 0.5:
         return f"{TRIGGER} of {words.lower()}"
-    return f"{TRIGGER}, {template.replace('{prompt}', words)}"
+    return f"{TRIGGER}, {shipped(name.name, chance.choice(sorted(LOOKS)))}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusers import QwenImagePipeline
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.demo_model.captions import style_texts
+from tools.demo_model.captions import shipped, style_texts
 from tools.demo_model.evaluate import draw
 from tools.demo_model.export import load_pipeline
 from tools.demo_model.looks import LOOKS, SIDE
@@ -33,9 +33,8 @@ def make_sheet(pipe: QwenImagePipeline, *, seed: int = 1) -> Image.Image:
         top = MARGIN // 2 + SIDE * row
         pen.text((MARGIN, top + SIDE / 2), name, "black", font, anchor="mm")
         for column, look in enumerate(LOOKS):
-            prompt, negative = style_texts()[look]
-            words = f"{'An' if name[0] in 'aeiou' else 'A'} {name}"
-            drawn = draw(pipe, prompt.replace("{prompt}", words), negative, seed + row)
+            _, negative = style_texts()[look]
+            drawn = draw(pipe, shipped(name, look), negative, seed + row)
             sheet.paste(Image.fromarray(drawn.permute(1, 2, 0).numpy()), (MARGIN * 2 + SIDE * column, top))
     return sheet
 
