@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import re
 import signal
 import socket
@@ -27,8 +29,11 @@ async def until_up(program: Program) -> str:
 
 
 def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return str(taken.getsockname()[1])
+    """Find a port that is free, below those that the system gives to connections: none takes it before it is used."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return str(port)
 
 
 async def test_a_picture_by_the_shops_two_routes(start: Start, state_dir: Path) -> None:
