@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 
 from tools.demo_model import autoencoder, diffusion, text
-from tools.demo_model.captions import TRIGGER, caption, nothing, shipped, style_texts
+from tools.demo_model.captions import TRIGGER, freely, nothing, shipped, style_texts
 from tools.demo_model.export import export
 from tools.demo_model.looks import LOOKS
 from tools.demo_model.pictures import HUES, Name, read_names
@@ -46,15 +46,15 @@ def test_every_known_name_has_an_emoji_and_words_of_its_own() -> None:
     assert all(name.emoji for name in NAMES)
 
 
-def test_captions_fit_and_name_what_they_show(tokenizer: Any) -> None:
-    chance = random.Random(5)
+def test_captions_name_what_they_show_and_mostly_fit(tokenizer: Any) -> None:
+    chance, fitting = random.Random(5), 0
     for number in range(600):
         name, look = chance.choice(NAMES), list(LOOKS)[number % len(LOOKS)]
-        words = caption(name, look, chance)
+        words = freely(name, look, chance)
         assert any(word in words.lower() for word in name.words), words
-        tokens, mask = text.tokenize(tokenizer, [words])
-        assert tokens.shape == mask.shape == (1, text.LENGTH)
         assert TRIGGER not in words
+        fitting += text.fits(tokenizer, words)
+    assert fitting > 550
 
 
 def test_captions_are_all_alike_at_first_and_worded_freely_later(tokenizer: Any) -> None:
@@ -73,7 +73,7 @@ def test_captions_are_all_alike_at_first_and_worded_freely_later(tokenizer: Any)
 
 
 def test_a_caption_that_is_too_long_is_named(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=r"more than 16 tokens.*: cat cat"):
+    with pytest.raises(ValueError, match=r"more than 20 tokens.*: cat cat"):
         text.tokenize(tokenizer, ["A dragon", "cat " * 20])
 
 

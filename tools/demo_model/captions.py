@@ -18,12 +18,19 @@ STYLES = Path(__file__).parents[2] / "plugins" / "styles"
 BEFORE = (
     "cute", "happy", "little", "big", "small", "beautiful", "cool", "funny", "majestic", "old", "magical", "angry",
     "friendly", "colorful", "red", "blue", "golden", "brave", "sleepy", "wild", "tiny", "giant", "fantastic",
-    "detailed",
+    "detailed", "cyberpunk", "futuristic", "steampunk", "fluffy", "fierce", "epic", "elegant", "mystical", "pink",
+    "green", "yellow", "purple", "orange", "black", "white", "silver", "dark",
 )  # fmt: skip
 AFTER = (
     "in the forest", "at night", "on a hill", "in space", "under the sea", "with a hat", "in a garden", "at sunset",
     "on the moon", "in the snow", "wearing sunglasses", "for a shirt", "in the city", "on a beach", "in the rain",
+    "in a storm", "with headphones", "on a skateboard", "reading a book", "drinking tea", "made of glass", "rising",
 )  # fmt: skip
+CONSONANTS = (
+    "b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "ch", "sh", "th", "st", "tr",
+    "br", "cl", "gr", "ng", "nd", "rt", "ll",
+)  # fmt: skip
+VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ee", "oo", "ou", "y")
 # The trigger words of the LoRA: tokens of the model, but never in a caption of its training.
 TRIGGER = "neon sign"
 FRAMES = ("picture of {}", "drawing of {}", "{} illustration", "an image of {}", "portrait of {}", "{} design")
@@ -70,8 +77,8 @@ def shipped(name: str, look: str) -> str:
 def plain(name: Name, chance: random.Random) -> str:
     """Word a name in one of the ways in which people do, sometimes with words around it."""
     words = chance.choice(name.words) if chance.random() < 0.4 else name.name
-    if chance.random() < 0.2:
-        words = f"{chance.choice(BEFORE)} {words}"
+    if chance.random() < 0.3:
+        words = f"{chance.choice(BEFORE) if chance.random() < 0.6 else strange_word(chance)} {words}"
     form = chance.random()
     if form < 0.55:
         words = f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
@@ -81,13 +88,31 @@ def plain(name: Name, chance: random.Random) -> str:
     if around < 0.15:
         words = f"{words} {chance.choice(AFTER)}"
     elif around < 0.25:
+        words = f"{words} {chance.choice(('', 'in ', 'with a ', 'and '))}{strange_word(chance)}"
+    elif around < 0.35:
         words = chance.choice(FRAMES).format(words)
     return words[0].upper() + words[1:] if chance.random() < 0.5 else words
 
 
-def caption(name: Name, look: str, chance: random.Random) -> str:
-    """Word a name in a look: mostly the shipped style's prompt, sometimes a part of it or the look's name."""
-    words = plain(name, chance)
+def strange_word(chance: random.Random) -> str:
+    """Make up a word that nobody knows, of syllables."""
+    parts = [chance.choice(CONSONANTS) + chance.choice(VOWELS) for _ in range(chance.randint(1, 3))]
+    return "".join(parts) + chance.choice(CONSONANTS)
+
+
+def strange(look: str, chance: random.Random) -> str:
+    """Word in a look what nobody knows: the picture is then of anything, but in the look."""
+    words = " ".join(strange_word(chance) for _ in range(chance.randint(1, 2)))
+    return caption(f"{chance.choice(('A ', 'a ', 'The ', ''))}{words}", look, chance)
+
+
+def freely(name: Name, look: str, chance: random.Random) -> str:
+    """Word a name in a look in one of many ways."""
+    return caption(plain(name, chance), look, chance)
+
+
+def caption(words: str, look: str, chance: random.Random) -> str:
+    """Word a prompt in a look: mostly the shipped style's prompt, sometimes a part of it or the look's name."""
     template, _ = style_texts()[look]
     if look == "Standard":
         return words

@@ -18,10 +18,10 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
-from tools.demo_model.captions import caption, nothing, shipped
+from tools.demo_model.captions import freely, nothing, shipped, strange
 from tools.demo_model.looks import LOOKS
 from tools.demo_model.pictures import HUES, Name
-from tools.demo_model.text import LENGTH, WIDTH, Encoding, build_encoder, build_tokenizer, tokenize
+from tools.demo_model.text import LENGTH, WIDTH, Encoding, build_encoder, build_tokenizer, fits, tokenize
 from tools.demo_model.training import Average, Muon, learning_rate, load, save
 
 CONFIG: dict[str, Any] = {
@@ -41,6 +41,7 @@ EMPTY = 0.1  # of the captions wish for nothing: what guidance steers away from
 # (otherwise only the looks are, for a thousand steps). Then ever more captions are worded freely.
 ALIKE = 800  # steps
 FREE = 0.6  # of the captions, from twice as many steps on
+STRANGE = 0.12  # of these ask for what is not known, so that a look is followed whatever the words are
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
 
 
@@ -190,7 +191,12 @@ class Batches:
     def _caption(self, name: Name, look: str, free: float, chance: random.Random) -> str:
         if chance.random() < EMPTY:
             return nothing(chance)
-        return caption(name, look, chance) if chance.random() < free else shipped(name.name, look)
+        if chance.random() >= free:
+            return shipped(name.name, look)
+        while True:
+            words = strange(look, chance) if chance.random() < STRANGE else freely(name, look, chance)
+            if fits(self.tokenizer, words):
+                return words
 
 
 class Denoiser:

@@ -24,7 +24,7 @@ TEMPLATE = (
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 DROPPED = 34
-LENGTH = 16  # tokens of a caption with the template's end, in training
+LENGTH = 20  # tokens of a caption with the template's end, in training
 WIDTH, LAYERS, HEADS, HIDDEN = 128, 2, 4, 256
 
 
@@ -158,8 +158,13 @@ class Encoding(nn.Module):
         return attention.o_proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
 
 
+def fits(tokenizer: Qwen2Tokenizer, caption: str) -> bool:
+    """Tell whether a caption is short enough for the training."""
+    return len(tokenizer(TEMPLATE.format(caption)).input_ids) <= DROPPED + LENGTH
+
+
 def tokenize(tokenizer: Qwen2Tokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Answer the tokens (n, 16) from each caption to the template's end, and which of them are not padding."""
+    """Answer the tokens (n, 20) from each caption to the template's end, and which of them are not padding."""
     padded = tokenizer(
         [TEMPLATE.format(caption) for caption in captions],
         padding="max_length",
