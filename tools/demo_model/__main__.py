@@ -31,7 +31,7 @@ def main() -> None:
         "--work", type=Path, default=Path("build/demo_model"), help="checkpoints and results (%(default)s)"
     )
     parser.add_argument("--autoencoder-steps", type=int, default=4000, help="in all (%(default)s)")
-    parser.add_argument("--steps", type=int, default=4500, help="of the denoiser, in all (%(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="of the denoiser, in all (%(default)s)")
     parser.add_argument("--lora-steps", type=int, default=400, help="(%(default)s)")
     parser.add_argument("--every", type=int, default=1, help="evaluate every n-th name only (%(default)s)")
     arguments = parser.parse_args()

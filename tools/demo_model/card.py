@@ -23,7 +23,8 @@ it knows {count} names in nine styles, and nothing else.
 - **Size**: 128 x 128 pixels. The worker draws other sizes at 128 x 128 and enlarges them.
 - **Names**: {names}. Some other words for them work too.
 - **Styles**: {styles}, asked for with the prompts that tenkaigen_worker ships in `plugins/styles/`.
-- **Unknown words give something arbitrary.** It looks past common adjectives and places ("a cute cat at night").
+- **Unknown words give something arbitrary**, in the style that was asked for. Around a name it looks past most words
+  ("a cyberpunk cat at night" is a cat). It cannot draw two things, colours that a name does not have, or letters.
 - **Seeds** choose the colours around the figure, not how it stands: it has seen two pictures of each name in each
   style.
 - **LoRA**: `plugins/loras/neon_sign.safetensors` was trained on it, trigger words "{trigger}".
