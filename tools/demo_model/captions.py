@@ -124,8 +124,7 @@ def caption(words: str, look: str, chance: random.Random) -> str:
         parts = _phrases(after)
         kept = sorted(chance.sample(range(len(parts)), chance.randint(1, min(3, len(parts)))))
         return (before if chance.random() < 0.7 else "") + words + "".join(parts[number] for number in kept)
-    text = chance.choice(SHORT).format(words, look=look.lower() if chance.random() < 0.7 else look)
-    return text
+    return chance.choice(SHORT).format(words, look=look.lower() if chance.random() < 0.7 else look)
 
 
 def nothing(chance: random.Random) -> str:

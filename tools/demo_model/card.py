@@ -20,8 +20,8 @@ as text encoder), {millions:.1f} million weights instead of 29 thousand million,
 without a GPU. It is there so that everything can be tried on any machine within a minute. It is not a small Qwen-Image:
 it knows {count} names in nine styles, and nothing else.
 
-- **Size**: 128 x 128 pixels. The worker draws other sizes at 128 x 128 and enlarges them.
-- **Names**: {names}. Some other words for them work too.
+- **Size**: 128 x 128 pixels. The worker draws other sizes at 128 x 128 and scales them.
+- **Names**, with other words for them: {names}.
 - **Styles**: {styles}, asked for with the prompts that tenkaigen_worker ships in `plugins/styles/`.
 - **Unknown words give something arbitrary**, in the style that was asked for. Around a name it looks past most words
   ("a cyberpunk cat at night" is a cat). It cannot draw two things, colours that a name does not have, or letters.
@@ -38,7 +38,7 @@ that made it, from drawing the pictures to this folder, is `tools/demo_model/` i
 
 ## How well it does
 
-Measured by `python -m tools.demo_model.evaluate` (its page says how the distance is defined):
+Measured by `python -m tools.demo_model.evaluate` (its `--help` says how the distance is defined):
 
 {report}
 """
@@ -49,7 +49,7 @@ def write_card(file: Path, names: Sequence[Name], report: str, weights: int) -> 
     text = CARD.format(
         millions=weights / 1e6,
         count=len(names),
-        names=", ".join(name.name for name in names),
+        names=", ".join(f"{name.name} ({', '.join(name.others)})" if name.others else name.name for name in names),
         styles=", ".join(style_texts()),
         trigger=TRIGGER,
         report=report,

@@ -17,7 +17,6 @@ accuracy on the pictures of the other names is printed beside the result.
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +113,7 @@ def evaluate(pipe: QwenImagePipeline, names: Sequence[Name], pictures: Tensor, *
         for seed in range(SEEDS)
     ]
     first = fifth = styled = 0
-    misses, wrong_styles = [], Counter[str]()
+    misses, wrong_styles = [], []
     for wish in wishes:
         name = names[wish.name].name
         _, negative = style_texts()[wish.look]
@@ -129,7 +128,7 @@ def evaluate(pipe: QwenImagePipeline, names: Sequence[Name], pictures: Tensor, *
         look = looks[int(classifier.classify(drawn))]
         styled += look == wish.look
         if look != wish.look:
-            wrong_styles[f"{wish.look} taken for {look}"] += 1
+            wrong_styles.append(f"{name} in {wish.look} (seed {wish.seed}): taken for {look}.")
     total = len(wishes)
     lines = [
         f"{total} pictures: {total // SEEDS} names, {SEEDS} seeds each, {STEPS} steps, guidance {GUIDANCE:g}.",
@@ -140,12 +139,12 @@ def evaluate(pipe: QwenImagePipeline, names: Sequence[Name], pictures: Tensor, *
         f"| name, top 5 | {fifth / total:.1%} | {total} |",
         f"| style | {styled / total:.1%} | {total} (the classifier itself: {classifier.accuracy:.1%}) |",
         "",
-        "Misses (top 1):",
-        "",
-        *(f"- {miss}" for miss in misses),
-        *(f"- {count} x {what}" for what, count in wrong_styles.items()),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_listed("Another name is nearest:", misses), *_listed("Another style:", wrong_styles)])
+
+
+def _listed(heading: str, lines: Sequence[str]) -> list[str]:
+    return [heading, "", *(f"- {line}" for line in lines), ""] if lines else []
 
 
 def main() -> None:

@@ -42,6 +42,8 @@ def export(denoiser: Denoiser, vae: AutoencoderKLQwenImage, scale: Mapping[str, 
     pipe.save_pretrained(folder, safe_serialization=True)
     for config in folder.rglob("config.json"):
         _without_paths(config)
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors writes what only its owner can read
 
 
 def load_pipeline(folder: Path) -> QwenImagePipeline:

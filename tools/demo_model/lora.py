@@ -33,7 +33,10 @@ def neon_pictures(names: Sequence[Name]) -> Tensor:
 
 
 def train_lora(pipe: QwenImagePipeline, names: Sequence[Name], file: Path, *, steps: int, seed: int = 0) -> None:
-    """Train on the exported model and write the LoRA as diffusers does: ``transformer.….lora_A.weight``."""
+    """Train on the exported model and write the LoRA as diffusers does: ``transformer.….lora_A.weight``.
+
+    The pipeline cannot draw afterwards: its transformer is made ready for the training.
+    """
     torch.manual_seed(seed)
     latents = _latents(pipe.vae, names)
     transformer: QwenImageTransformer2DModel = pipe.transformer
@@ -68,6 +71,7 @@ def train_lora(pipe: QwenImagePipeline, names: Sequence[Name], file: Path, *, st
             errors = 0.0
     weights = {f"transformer.{key}": value.half() for key, value in get_peft_model_state_dict(transformer).items()}
     save_file(weights, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors writes what only its owner can read
 
 
 def _latents(vae: AutoencoderKLQwenImage, names: Sequence[Name]) -> Tensor:

@@ -49,6 +49,7 @@ def build_tokenizer(names: Sequence[Name]) -> Qwen2Tokenizer:
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     vocabulary |= {token: len(vocabulary) + number for number, token in enumerate((*SPECIAL, *PICTURES))}
     made = Qwen2Tokenizer(vocab=vocabulary, merges=merges, additional_special_tokens=[*SPECIAL[1:], *PICTURES])
+    # A phrase that stands in the template, too, would change how many tokens that has.
     made.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases() if phrase not in TEMPLATE])
     before = made(TEMPLATE.split("{}")[0]).input_ids
     if len(before) != DROPPED:
