@@ -198,10 +198,20 @@ def _stay_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+class _WithAction(logging.Formatter):
+    """Puts a record's action before its line, from where the parent takes it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        action: str | None = getattr(record, "action", None)
+        return f"[{action}] {super().format(record)}" if action else super().format(record)
+
+
 def _set_up_output() -> None:
     """Send what is worth reading to standard error, which the parent logs line by line."""
     faulthandler.enable()
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithAction("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("tenkaigen").setLevel(logging.INFO)
     os.environ.update(TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
     # One line at load, then quiet: libraries announce their next version's changes to whoever runs them.

@@ -22,6 +22,8 @@ log = logging.getLogger("tenkaigen.engine")
 CHILD_MODULE = "tenkaigen_worker.engine.child"
 TAIL_LINES = 40
 LONGEST_LINE = 4_000
+# What the program's own code logs in the child, with the action that child.py puts before it.
+OUR_LINE = re.compile(r"\[(\w+)\] (tenkaigen\..*)")
 
 
 class ChildEnded(Exception):
@@ -154,8 +156,9 @@ class ChildProcess:
     def _log(self, lines: Iterable[str]) -> None:
         for line in lines:
             if text := line.rstrip()[:LONGEST_LINE]:
+                action, text = ours.groups() if (ours := OUR_LINE.fullmatch(text)) else ("engine_output", text)
                 self._tail.append(text)
-                log.info("Engine: %s", text, extra={"action": "engine_output", "pid": self.pid})
+                log.info("Engine: %s", text, extra={"action": action, "pid": self.pid})
 
 
 def child_environment() -> dict[str, str]:
