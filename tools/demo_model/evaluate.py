@@ -8,6 +8,8 @@ difference of the pictures at 32 x 32 pixels (RGB from 0 to 1) plus that of thei
 picture's gradient at 64 x 64, averaged to 32 x 32, four times amplified). Top 1: the nearest picture shows that name.
 Top 5: that name is among the five names whose pictures are nearest.
 
+*Other words* for the names are drawn once each, in the style Standard.
+
 *Style*: a linear classifier on the same numbers, trained on the training pictures of every second name. Its own
 accuracy on the pictures of the other names is printed beside the result.
 
@@ -130,6 +132,7 @@ def evaluate(pipe: QwenImagePipeline, names: Sequence[Name], pictures: Tensor, *
         if look != wish.look:
             wrong_styles.append(f"{name} in {wish.look} (seed {wish.seed}): taken for {look}.")
     total = len(wishes)
+    asked, missed = _other_words(pipe, names[::every], known, names)
     lines = [
         f"{total} pictures: {total // SEEDS} names, {SEEDS} seeds each, {STEPS} steps, guidance {GUIDANCE:g}.",
         "",
@@ -138,9 +141,29 @@ def evaluate(pipe: QwenImagePipeline, names: Sequence[Name], pictures: Tensor, *
         f"| name, top 1 | {first / total:.1%} | {total} |",
         f"| name, top 5 | {fifth / total:.1%} | {total} |",
         f"| style | {styled / total:.1%} | {total} (the classifier itself: {classifier.accuracy:.1%}) |",
+        f"| other words for a name, top 1 | {1 - len(missed) / max(1, asked):.1%} | {asked} |",
         "",
     ]
-    return "\n".join([*lines, *_listed("Another name is nearest:", misses), *_listed("Another style:", wrong_styles)])
+    lines += _listed("Another name is nearest:", misses)
+    lines += _listed("Another style:", wrong_styles)
+    lines += _listed("Other words that draw something else:", missed)
+    return "\n".join(lines)
+
+
+def _other_words(
+    pipe: QwenImagePipeline, asked: Sequence[Name], known: Tensor, names: Sequence[Name]
+) -> tuple[int, list[str]]:
+    """Draw each other word for these names once; answers how many there are, and which did not draw their name."""
+    count, missed = 0, []
+    _, negative = style_texts()["Standard"]
+    for name in asked:
+        for word in name.others:
+            count += 1
+            drawn = features(draw(pipe, shipped(word, "Standard"), negative, seed=0)[None])
+            nearest = names[rank_names(drawn, known, len(names))[0]]
+            if nearest is not name:
+                missed.append(f"{word} for {name.name}: nearest {nearest.name}.")
+    return count, missed
 
 
 def _listed(heading: str, lines: Sequence[str]) -> list[str]:
