@@ -51,11 +51,11 @@ setup(
         *(f"tenkaigen_worker.shipped.{folder}" for folder in SHIPPED),
     ],
     package_data={
-        "tenkaigen_worker": ["py.typed"],
+        "tenkaigen_worker": ["py.typed", "demo_model/*", "demo_model/*/*"],
         "tenkaigen_worker.database": ["*.sql"],
         "tenkaigen_worker.api": ["static/*"],
         "tenkaigen_worker.shipped.config": ["*.yaml", "*.txt"],
-        "tenkaigen_worker.shipped.plugins": ["*.yaml", "styles/*.yaml", "templates/*.yaml", "loras/*.yaml"],
+        "tenkaigen_worker.shipped.plugins": ["*.yaml", "styles/*.yaml", "templates/*.yaml", "loras/*"],
         "tenkaigen_worker.shipped.migrations": ["*.sql"],
     },
     install_requires=[

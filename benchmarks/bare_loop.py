@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tenkaigen_worker.engine.tiny import build_pipeline
+from tenkaigen_worker.config_engine import EngineSettings
+from tenkaigen_worker.engine.tiny import load_demo_model
 from tenkaigen_worker.images import encode_png
 from tenkaigen_worker.recipe import Recipe
 
@@ -23,9 +24,7 @@ def main() -> None:
     """Make one picture after another: ``bare_loop.py RECIPES FOLDER THREADS``."""
     recipes = [Recipe.from_json(recipe) for recipe in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))]
     folder = Path(sys.argv[2])
-    torch.set_num_threads(int(sys.argv[3]))
-    pipe = build_pipeline()
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_demo_model(EngineSettings(backend="tiny", threads=int(sys.argv[3])))._pipe
 
     for number, recipe in enumerate(recipes):
         png = make(pipe, recipe)

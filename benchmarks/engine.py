@@ -1,7 +1,7 @@
 """What the engine saves: remembered prompts, LoRAs switched without a reload, variations drawn together.
 
 The weights are the demonstration model's, and its text encoder is tiny: what a remembered prompt saves on the real one
-is far more. For LoRAs the transformer has as many layers as Qwen-Image, 840 of them in 60 blocks, each 1/64 as wide:
+is far more. For LoRAs the transformer has as many layers as Qwen-Image, 840 of them in 60 blocks, each 1/24 as wide:
 that is what switching has to go through. All of a round runs in turns, in one process.
 """
 
@@ -117,11 +117,10 @@ def loras(folder: Path) -> Measure:
     from transformers.utils.logging import disable_progress_bar as hide_transformers_bars
 
     from tenkaigen_worker.engine.loaders import load_diffusers
-    from tenkaigen_worker.engine.tiny import build_pipeline
 
     hide_diffusers_bars()
     hide_transformers_bars()
-    pipe = build_pipeline()
+    pipe = _tiny()._pipe
     pipe.transformer = QwenImageTransformer2DModel.from_config({**pipe.transformer.config, "num_layers": BLOCKS}).eval()
     pipe.save_pretrained(folder / "model")
     files = {name: _write_lora(pipe.transformer, folder / f"{name}.safetensors") for name in ("one", "other")}
@@ -168,9 +167,9 @@ def variations() -> Measure:
 
 
 def _tiny(**changes: Any) -> Any:
-    from tenkaigen_worker.engine.tiny import load_tiny
+    from tenkaigen_worker.engine.tiny import load_demo_model
 
-    return load_tiny(EngineSettings.model_validate({"backend": "tiny", "threads": THREADS, **changes}))
+    return load_demo_model(EngineSettings.model_validate({"backend": "tiny", "threads": THREADS, **changes}))
 
 
 def _write_lora(transformer: Any, file: Path) -> Path:

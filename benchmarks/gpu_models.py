@@ -61,10 +61,19 @@ def load(settings: Settings, weights: str | None, transformer: str, text_encoder
     if weights == "random":
         return random_backend(settings.engine, full_size(settings.engine, transformer, text_encoder))
     engine = settings.engine.model_copy(update={"backend": "tiny", "device": "cpu"} if weights == "tiny" else {})
+    if engine.backend == "tiny":
+        return demo_model(engine)
     backend = load_backend(engine, alive=lambda: None)
     if not hasattr(backend, "_pipe"):
         raise TenkaigenError(f"the backend {backend.model.backend} draws without a model: there is nothing to measure")
     return backend
+
+
+def demo_model(settings: EngineSettings) -> Any:
+    """Load the demonstration model as it is, for any size: what it draws at others than its own makes no sense."""
+    from tenkaigen_worker.engine.tiny import load_demo_model
+
+    return load_demo_model(settings)
 
 
 def random_backend(settings: EngineSettings, pipe: Any) -> Any:
@@ -102,14 +111,13 @@ def assemble(
 ) -> Any:
     """Make a pipeline of these parts with random weights; those named in ``nf4`` have their linear layers in 4 bits.
 
-    The tokenizer is the demonstration model's, with one token per byte.
+    Scheduler and tokenizer are the demonstration model's.
     """
     import torch
     from accelerate import init_empty_weights
     from diffusers import QwenImagePipeline
 
     from tenkaigen_worker.engine.devices import choose_device
-    from tenkaigen_worker.engine.tiny import build_pipeline
 
     device = choose_device(settings.device)
     dtype = torch.bfloat16
@@ -118,7 +126,7 @@ def assemble(
         with init_empty_weights():
             part = make().eval()
         parts[name] = fill(part, device, dtype, nf4=name in nf4)
-    tiny = build_pipeline()
+    tiny = demo_model(EngineSettings(backend="tiny"))._pipe
     return QwenImagePipeline(
         scheduler=tiny.scheduler,
         tokenizer=tiny.tokenizer,

@@ -1,7 +1,7 @@
 """What the worker costs: pictures per second through all of it, against a bare loop over the same pipeline.
 
 Both sides make the same pictures, to the byte, from the same recipes on one torch thread: the demonstration model at
-256 x 256. The worker is the real process with its engine, a PostgreSQL and local storage, its rows inserted at once by
+128 x 128. The worker is the real process with its engine, a PostgreSQL and local storage, its rows inserted at once by
 SQL; the bare loop is a fresh process that runs the pipeline, encodes PNG and writes files. Loading a model and the
 first pictures do not count. The sides take turns, so that whatever else the machine does meets both.
 
@@ -28,7 +28,7 @@ from workbench import THREADS, Workbench, run, workbench
 from tenkaigen_worker.errors import TenkaigenError
 from tenkaigen_worker.jobs import Status
 
-SIZE = 256
+SIZE = 128
 WARM_UP = 3
 RATIO_AIM = 0.97
 GAP_AIM_MS = 10.0

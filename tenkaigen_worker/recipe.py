@@ -38,7 +38,7 @@ class Model:
     """What a loaded model is called, and the size in pixels that it likes best.
 
     ``default_steps`` is set by a model for which more steps make no sense, unless somebody asks for them. ``demo``
-    marks an untrained one. ``base`` is the model whose LoRAs fit this one. ``checkpoints`` has the quantised
+    marks a demonstration model. ``base`` is the model whose LoRAs fit this one. ``checkpoints`` has the quantised
     transformers that it can draw with, the usual one first: their names in the configuration, and what recipes call
     them. ``edit_model`` and ``edit_revision`` are of the model that changes pictures as it is told to, if there is one.
     """

@@ -1,10 +1,13 @@
-"""Where the files are that ship with the program: ``plugins``, ``migrations`` and ``config``."""
+"""Where the files are that ship with the program: ``plugins``, ``migrations``, ``config``, the demonstration model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
+
+# A pipeline folder of diffusers.
+DEMO_MODEL = _PACKAGE / "demo_model"
 
 
 def shipped(folder: str) -> Path:

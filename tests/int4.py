@@ -20,7 +20,7 @@ from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tenkaigen_worker.engine import tiny
+from tests.random_pipeline import build_pipeline
 from tests.standin.int4_kernels import formats
 
 # To be put on PYTHONPATH for a process that is to find the wheel, or on sys.path with `standin`.
@@ -62,7 +62,7 @@ def _packages() -> set[str]:
 
 
 def small_transformer(seed: int = 0, *, layers: int = 2) -> Any:
-    """A dense transformer, 128 wide, that fits the tiny pipeline's text encoder and VAE. The same for the same seed."""
+    """A dense transformer, 128 wide, that fits the random pipeline's text encoder and VAE; one for each seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = QwenImageTransformer2DModel(
@@ -80,8 +80,8 @@ def small_transformer(seed: int = 0, *, layers: int = 2) -> Any:
 
 
 def small_pipeline(transformer: Any = None) -> Any:
-    """The tiny pipeline around a transformer, a small dense one unless given."""
-    parts = tiny.build_pipeline().components
+    """The small random pipeline around a transformer, a small dense one unless given."""
+    parts = build_pipeline().components
     return QwenImagePipeline(**{**parts, "transformer": small_transformer() if transformer is None else transformer})
 
 

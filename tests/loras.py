@@ -1,14 +1,26 @@
-"""Small LoRA files for the tiny pipeline, in every format that is understood."""
+"""Small LoRA files for small pipelines, in every format that is understood."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-WIDTH = 48
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How wide a transformer is, and what comes from its text encoder."""
+
+    width: int
+    text: int
+
+
+RANDOM = Sizes(48, 32)  # of tests/random_pipeline.py
+DEMO = Sizes(128, 128)  # of the demonstration model
+
 TARGETS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_out.0", "transformer_blocks.1.img_mlp.net.2")
 
 # A target's prefix, the names of its two parts, and whether an alpha goes with them.
@@ -31,8 +43,9 @@ def make_lora(
     alpha: float | None = None,
     strength: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    sizes: Sizes = RANDOM,
 ) -> Path:
-    """Write a random LoRA for the tiny transformer and answer its path; the same arguments make the same file.
+    """Write a random LoRA and answer its path; the same arguments make the same file.
 
     ``alpha`` is written where the format has one, and is twice the rank unless given. ``strength`` scales the whole.
     """
@@ -40,7 +53,7 @@ def make_lora(
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for target in targets:
-        inside, outside = shape_of(target)
+        inside, outside = shape_of(target, sizes)
         name = prefix + (target.replace(".", "_") if format == "flat" else target)
         tensors[f"{name}.{down}.weight"] = torch.randn(rank, inside, generator=generator).mul(strength).to(dtype)
         tensors[f"{name}.{up}.weight"] = torch.randn(outside, rank, generator=generator).to(dtype)
@@ -50,8 +63,14 @@ def make_lora(
     return path
 
 
-def shape_of(target: str) -> tuple[int, int]:
-    """How many inputs and outputs a layer of the tiny transformer has."""
-    wide = {"net.0.proj": (WIDTH, 4 * WIDTH), "net.2": (4 * WIDTH, WIDTH), "mod.1": (WIDTH, 6 * WIDTH)}
-    top = {"img_in": (64, WIDTH), "txt_in": (32, WIDTH), "proj_out": (WIDTH, 64), "norm_out.linear": (WIDTH, 2 * WIDTH)}
-    return top.get(target) or next((shape for end, shape in wide.items() if target.endswith(end)), (WIDTH, WIDTH))
+def shape_of(target: str, sizes: Sizes = RANDOM) -> tuple[int, int]:
+    """How many inputs and outputs a layer has."""
+    width = sizes.width
+    wide = {"net.0.proj": (width, 4 * width), "net.2": (4 * width, width), "mod.1": (width, 6 * width)}
+    top = {
+        "img_in": (64, width),
+        "txt_in": (sizes.text, width),
+        "proj_out": (width, 64),
+        "norm_out.linear": (width, 2 * width),
+    }
+    return top.get(target) or next((shape for end, shape in wide.items() if target.endswith(end)), (width, width))

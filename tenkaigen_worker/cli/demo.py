@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import socket
@@ -25,30 +24,34 @@ if TYPE_CHECKING:
 
 # What each picture is called on the sheet, and the statement that asks for it.
 FROM_WORDS = {
-    "Anime": "INSERT INTO generation_jobs (prompt, style) VALUES ('A cyberpunk samurai', 'Anime')",
-    "Watercolor": "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Watercolor')",
-    "Line Art": "INSERT INTO generation_jobs (prompt, style) VALUES ('A lighthouse in a storm', 'Line Art')",
+    "Anime": "INSERT INTO generation_jobs (prompt, style) VALUES ('A red dragon', 'Anime')",
+    "Watercolor": "INSERT INTO generation_jobs (prompt, style) VALUES ('A cat', 'Watercolor')",
+    "Line Art": "INSERT INTO generation_jobs (prompt, style) VALUES ('A rocket', 'Line Art')",
 }
 
 # Each beside the first picture, so that one sees what it changes. {seed}, {picture} and {mask} are filled in.
 FROM_THE_FIRST = {
     "the first, with a LoRA": (
         "INSERT INTO generation_jobs (prompt, style, seed, loras) "
-        "VALUES ('A cyberpunk samurai', 'Anime', {seed}, '[\"Demo Pattern\"]')"
+        "VALUES ('A red dragon', 'Anime', {seed}, '[\"Neon Sign\"]')"
     ),
     "drawn from the first": (
-        "INSERT INTO generation_jobs (prompt, reference, strength) VALUES ('A samurai at night', '{picture}', 0.3)"
+        "INSERT INTO generation_jobs (prompt, style, reference, strength) "
+        "VALUES ('A red dragon', 'Watercolor', '{picture}', 0.7)"
     ),
     "its right half drawn anew": (
-        "INSERT INTO generation_jobs (prompt, reference, mask) VALUES ('A red moon', '{picture}', '{mask}')"
+        "INSERT INTO generation_jobs (prompt, style, reference, mask) "
+        "VALUES ('A castle', 'Anime', '{picture}', '{mask}')"
     ),
 }
 
+SIDE = 256  # of each picture on the sheet, in pixels
+
 FAREWELL = (
-    "The pictures are noise, and should be: this is the real Qwen-Image pipeline, but a demonstration model with tiny, "
-    "untrained weights. It follows no words, and keeps little of a picture that it starts from; what the LoRA and the "
-    "mask do shows all the same. For real pictures, on a machine with a GPU, set engine.backend to diffusers and "
-    "engine.model to Qwen/Qwen-Image: docs/setup.md."
+    "This is the real Qwen-Image pipeline around a demonstration model that comes with the program: small, trained on "
+    "the pictures of Noto Emoji, for about a hundred words such as cat, dragon and rocket, and for the shipped styles. "
+    "From words that it does not know it draws something arbitrary. For pictures of anything, on a machine with a GPU, "
+    "set engine.backend to diffusers and engine.model to Qwen/Qwen-Image: docs/setup.md."
 )
 
 
@@ -57,9 +60,10 @@ FAREWELL = (
 def demo(ctx: click.Context) -> None:
     """Make six pictures: start everything, insert rows by plain SQL, follow them, end everything.
 
-    Three are made from words alone; then the first again with a LoRA made on the spot, one from the first, and the
+    Three are made from words alone; then the first again with a LoRA, one in another style from the first, and the
     first with a half drawn anew. All six are side by side in ./.tenkaigen/demo.png. Whatever the configuration says,
-    it uses a database of its own and the untrained demonstration model. All that it leaves is in ./.tenkaigen.
+    it uses a database of its own, the shipped plugins and the demonstration model. All that it leaves is in
+    ./.tenkaigen.
 
     \b
     Example:
@@ -99,29 +103,12 @@ def _configuration() -> Path:
         "engine": {"backend": "tiny"},
         "api": {"port": api_port},
         "worker": {"health_port": health_port},
-        "plugins": {"paths": [str(_plugins(folder / "demo"))]},
+        "plugins": {"paths": []},
     }
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "demo.yaml"
     file.write_text(json.dumps(settings, indent=2), encoding="utf-8")  # JSON is YAML
     return file
-
-
-def _plugins(folder: Path) -> Path:
-    """Make a LoRA for the demonstration model, and the file that registers it."""
-    from tenkaigen_worker.engine.demo_lora import write_demo_lora
-
-    weights = folder / "loras" / "demo_pattern.safetensors"
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    write_demo_lora(weights)
-    lora = {
-        "name": "Demo Pattern",
-        "source": weights.name,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "base_model": "tiny",
-        "commercial_use": True,
-    }
-    weights.with_suffix(".yaml").write_text(json.dumps(lora, indent=2), encoding="utf-8")
-    return folder
 
 
 def _free_ports(count: int) -> list[int]:
@@ -213,5 +200,5 @@ def _sheet(pictures: Mapping[str, Path], settings: Settings) -> Path:
 
     file = settings.state_dir / "demo.png"
     images = [(name, Image.open(path)) for name, path in pictures.items()]
-    save_sheet(file, images, side=images[0][1].width, columns=3)
+    save_sheet(file, images, side=SIDE, columns=3)
     return file.absolute()

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from tenkaigen_worker.config import Settings
     from tenkaigen_worker.recipe import Model
 
+# How the backends draw that are there for demonstrations.
+DEMO = {
+    "tiny": (
+        "by a demonstration model that knows about a hundred words, such as cat, dragon and rocket: from others it "
+        "draws something arbitrary, at 128 x 128 pixels, from which every other size is scaled"
+    ),
+    "blank": "without a model: a flat picture",
+}
+
 
 @click.command()
 @click.argument("prompt", required=False)
@@ -88,14 +97,13 @@ async def _generate(settings: Settings, output: Path, fields: dict[str, Any]) ->
             path.write_bytes(encode_png(image, job.recipe, seed=picture.seed))
             progress.console.print(f"Seed {picture.seed}", style="dim", highlight=False)
             click.echo(path)
-    say_if_noise(info.model)
+    say_if_demo(info.model)
 
 
-def say_if_noise(model: Model) -> None:
-    """Say so when nobody could tell from the picture what was asked for."""
+def say_if_demo(model: Model) -> None:
+    """Say so when the picture may not be what was asked for."""
     if model.demo:
-        text = "The model of this backend is untrained: the picture is noise. docs/setup.md has the way to real ones."
-        click.echo(text, err=True)
+        click.echo(f"Drawn {DEMO[model.backend]}. docs/setup.md has the way to real pictures.", err=True)
 
 
 def check_writable(output: Path) -> None:

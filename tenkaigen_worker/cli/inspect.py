@@ -19,6 +19,7 @@ def inspect(file: Path, as_json: bool) -> None:
       tenkaigen inspect picture.png
       tenkaigen inspect picture.png --json | jq .seed
     """
+    from tenkaigen_worker.cli.generate import DEMO
     from tenkaigen_worker.images import read_recipe
 
     values = read_recipe(file).to_json()
@@ -33,6 +34,8 @@ def inspect(file: Path, as_json: bool) -> None:
     table = Table(box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
+    if values["demo"]:
+        values["demo"] = f"yes: drawn {DEMO[values['backend']]}"
     for name, value in values.items():
         if value is not None:
             table.add_row(name, Text(_in_words(value)))

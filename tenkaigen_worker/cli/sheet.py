@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.progress import Progress
 
-from tenkaigen_worker.cli.generate import check_writable, say_if_noise
+from tenkaigen_worker.cli.generate import check_writable, say_if_demo
 from tenkaigen_worker.config import Settings
 from tenkaigen_worker.engine.base import Step
 from tenkaigen_worker.engine.host import EngineProcess
@@ -63,7 +63,7 @@ async def make_sheet(
     side = requests[0].width or info.model.default_width
     save_sheet(output, pictures, side=side, columns=columns or math.ceil(math.sqrt(len(pictures))))
     click.echo(output)
-    say_if_noise(info.model)
+    say_if_demo(info.model)
 
 
 def save_sheet(output: Path, pictures: Sequence[tuple[str, Image.Image]], *, side: int, columns: int) -> None:

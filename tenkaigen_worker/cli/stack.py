@@ -38,7 +38,7 @@ class Stack:
 def up(ctx: click.Context) -> None:
     """Run everything here until Ctrl-C: PostgreSQL, the HTTP API and a worker.
 
-    Without a worker.yaml it uses a database of its own in ./.tenkaigen and the untrained demonstration model.
+    Without a worker.yaml it uses a database of its own in ./.tenkaigen and the demonstration model.
 
     \b
     Example:

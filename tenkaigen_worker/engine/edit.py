@@ -32,6 +32,11 @@ class PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]  # transformers 
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
+def make_processor(tokenizer: Any) -> PictureProcessor:
+    """Make what cuts pictures into patches for the text encoder, as the real model's does, around a tokenizer."""
+    return PictureProcessor(Qwen2VLImageProcessorPil(), tokenizer)
+
+
 def load_processor(folder: Path) -> PictureProcessor:
     """Load the processor of an Edit pipeline that was saved to ``folder``; raises what transformers raises."""
     there = folder / "processor"

@@ -151,8 +151,10 @@ def footprint(pipe: Any) -> Footprint:
 
 
 @contextmanager
-def load_errors(folder: Path, name: str) -> Iterator[None]:
-    """Turn what libraries raise over a model's files into an ``EngineError``."""
+def load_errors(
+    folder: Path, name: str, *, setting: str = "engine.model", advice: str = "get them anew"
+) -> Iterator[None]:
+    """Turn what libraries raise over a model's files into an ``EngineError`` that names a setting and what to do."""
     try:
         yield
     except MemoryError as error:
@@ -167,5 +169,5 @@ def load_errors(folder: Path, name: str) -> Iterator[None]:
         cause = " ".join(str(error).split())[:300]
         raise EngineError(
             Code.ENGINE_FAILED,
-            f"engine.model: the files of {name} are incomplete or damaged ({cause}); get them anew to {folder}",
+            f"{setting}: the files of {name} are incomplete or damaged ({cause}); {advice} to {folder}",
         ) from error

@@ -1,140 +1,56 @@
-"""The ``tiny`` backend: diffusers' own Qwen-Image pipeline with a million random weights, made in memory.
+"""The ``tiny`` backend: the demonstration model that comes with the program, a Qwen-Image pipeline of small parts.
 
-It takes every step that the real model takes, in a fraction of a second and without a download. Untrained: its
-pictures are coloured noise that depends on prompt and seed, the same on every run.
+It takes every step that the real model takes, in a second and without a download. It knows about a hundred words and
+the shipped styles; of words that it does not know it draws something arbitrary. ``demo_model/README.md`` says what it
+was trained on.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
-import torch
-from diffusers import (
-    AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
-    QwenImagePipeline,
-    QwenImageTransformer2DModel,
-)
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from diffusers import QwenImagePipeline
 
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.devices import choose_device, choose_dtype, limit_threads
-from tenkaigen_worker.engine.edit import PictureProcessor
+from tenkaigen_worker.engine.edit import make_processor
+from tenkaigen_worker.engine.loaders import load_errors, quiet_libraries
+from tenkaigen_worker.engine.native import AtNativeSize
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.recipe import Model
+from tenkaigen_worker.resources import DEMO_MODEL
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-PICTURE_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-
-# Random weights of the usual size hardly react to the prompt; larger ones make pictures that differ visibly.
-TRANSFORMER_GAIN = 3.0
-DECODER_GAIN = 1.7
-TEXT_INIT_RANGE = 0.5
+SIDE = 128  # pixels; it was trained on pictures of this size alone
+STEPS = 12
 
 
-def load_tiny(settings: EngineSettings) -> QwenBackend:
-    """Build the tiny pipeline. On the CPU unless a GPU is asked for: it would not be quicker there."""
+def load_tiny(settings: EngineSettings) -> AtNativeSize:
+    """Load the demonstration model, for pictures of any size. Raises ``EngineError`` when its files are damaged."""
+    return AtNativeSize(load_demo_model(settings), SIDE)
+
+
+def load_demo_model(settings: EngineSettings, folder: Path = DEMO_MODEL) -> QwenBackend:
+    """Load the demonstration model as it is: what it draws at other sizes than its own makes no sense.
+
+    On the CPU unless a GPU is asked for: it would not be quicker there.
+    """
+    quiet_libraries()
     limit_threads(settings)
     device = choose_device("cpu" if settings.device == "auto" else settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    pipe = build_pipeline().to(device=device, dtype=dtype)
+    how = {"setting": "engine.backend: tiny", "advice": "install tenkaigen-worker anew, which puts them"}
+    with load_errors(folder, "the demonstration model", **how):
+        pipe = QwenImagePipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        pipe.to(device)
     model = Model(
         backend="tiny",
         name="tiny",
         revision=None,
-        default_width=256,
-        default_height=256,
+        default_width=SIDE,
+        default_height=SIDE,
         demo=True,
-        default_steps=8,
+        default_steps=STEPS,
         base="tiny",
         edit_model="tiny",
     )
-    return QwenBackend(pipe, model, device, dtype, settings, processor=build_processor(pipe.tokenizer))
-
-
-def build_pipeline() -> Any:
-    """Build a ``QwenImagePipeline`` whose weights are the same every time; the global random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        tokenizer = _tokenizer()
-        return QwenImagePipeline(
-            scheduler=_scheduler(),
-            vae=_vae(),
-            text_encoder=_text_encoder(tokenizer),
-            tokenizer=tokenizer,
-            transformer=_transformer(),
-        )
-
-
-def _tokenizer() -> Any:
-    # One token per byte: the template's front is then longer than the fixed 34 tokens that the pipeline drops from
-    # the encoded prompt, so that no word of the prompt is among them.
-    # Pictures take the places of bytes that UTF-8 never has.
-    places = dict(zip("\u00f5\u00f6\u00f7\u00f8", PICTURE_TOKENS, strict=True))
-    tokens = [*(places.get(byte, byte) for byte in sorted(ByteLevel.alphabet())), *SPECIAL_TOKENS]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    return Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=[*PICTURE_TOKENS, *SPECIAL_TOKENS[1:]])
-
-
-def build_processor(tokenizer: Any) -> PictureProcessor:
-    """Build what cuts pictures into patches for the text encoder, as the real model does."""
-    return PictureProcessor(Qwen2VLImageProcessorPil(), tokenizer)
-
-
-def _text_encoder(tokenizer: Any) -> Any:
-    vocabulary_size = len(tokenizer)
-    tokens = {"bos_token_id": vocabulary_size - 3, "eos_token_id": vocabulary_size - 1}
-    text = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_parameters": {"mrope_section": [2, 3, 3], "rope_type": "default", "rope_theta": 1_000_000.0},
-        "vocab_size": vocabulary_size,
-        "initializer_range": TEXT_INIT_RANGE,
-        **tokens,
-    }
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
-    start, end, image, video = tokenizer.convert_tokens_to_ids(list(PICTURE_TOKENS))
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        initializer_range=TEXT_INIT_RANGE,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
-        image_token_id=image,
-        video_token_id=video,
-        **tokens,
-    )
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
-
-
-def _transformer() -> Any:
-    transformer = QwenImageTransformer2DModel(
-        num_layers=2, attention_head_dim=16, num_attention_heads=3, joint_attention_dim=32, axes_dims_rope=(8, 4, 4)
-    )
-    return _amplified(transformer, TRANSFORMER_GAIN)
-
-
-def _vae() -> Any:
-    vae = AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
-    _amplified(vae.decoder, DECODER_GAIN)
-    return vae.eval()
-
-
-def _scheduler() -> Any:
-    # As the real model's.
-    return FlowMatchEulerDiscreteScheduler(
-        base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02, use_dynamic_shifting=True
-    )
-
-
-def _amplified(module: torch.nn.Module, gain: float) -> torch.nn.Module:
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(gain)
-    return module.eval()
+    return QwenBackend(pipe, model, device, dtype, settings, processor=make_processor(pipe.tokenizer))

@@ -16,17 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import adapters as adapters_module
 from tenkaigen_worker.engine.adapters import Adapters
 from tenkaigen_worker.engine.backend import OutOfMemory, Stopped
 from tenkaigen_worker.engine.base import Inputs, Step
-from tenkaigen_worker.engine.demo_lora import write_demo_lora
 from tenkaigen_worker.engine.qwen import QwenBackend
-from tenkaigen_worker.engine.tiny import build_pipeline, load_tiny
 from tenkaigen_worker.errors import EngineError, InputError
 from tenkaigen_worker.recipe import AppliedLora, Recipe
 from tests.loras import FORMATS, TARGETS, make_lora
+from tests.random_pipeline import build_pipeline, random_backend
 
 RECIPE = Recipe("a red fox", "", "Standard", 64, 64, "quality", 2, 1.0, "base", (7,), "tiny", "tiny")
 CPU = torch.device("cpu")
@@ -35,7 +33,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def backend() -> Iterator[QwenBackend]:
     threads = torch.get_num_threads()
-    yield load_tiny(EngineSettings(backend="tiny", threads=1))
+    yield random_backend(threads=1)
     torch.set_num_threads(threads)
 
 
@@ -135,21 +133,11 @@ def test_half_precision_files_are_used_in_the_models_own(backend: QwenBackend, p
 
 
 def test_a_model_in_bfloat16_takes_loras(tmp_path: Path) -> None:
-    half = load_tiny(EngineSettings(backend="tiny", dtype="bfloat16"))
+    half = random_backend(dtype="bfloat16")
     plain = draw(half)
 
     assert draw(half, {make_lora(tmp_path / "a.safetensors"): 1.0}) != plain
     assert draw(half) == plain
-
-
-def test_the_demonstration_is_visible(backend: QwenBackend, plain: bytes, tmp_path: Path) -> None:
-    file, again = tmp_path / "demo.safetensors", tmp_path / "again.safetensors"
-    write_demo_lora(file)
-    write_demo_lora(again)
-    drawn = draw(backend, {file: 1.0})
-
-    assert again.read_bytes() == file.read_bytes()
-    assert sum(abs(a - b) for a, b in zip(drawn, plain, strict=True)) / len(plain) > 30  # of 255
 
 
 def test_what_takes_time_is_said(backend: QwenBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -179,11 +167,11 @@ def test_offloaded_models_take_loras_and_give_them_back(plain: bytes, tmp_path: 
             cpu_offload_with_hook(part, "cpu")
         else:
             cpu_offload(part, "cpu")
-    backend = QwenBackend(pipe, load_tiny(EngineSettings(backend="tiny")).model, CPU, torch.float32)
+    backend = QwenBackend(pipe, random_backend().model, CPU, torch.float32)
     file = make_lora(tmp_path / "a.safetensors")
 
     assert draw(backend) == plain
-    assert draw(backend, {file: 1.0}) == draw(load_tiny(EngineSettings(backend="tiny")), {file: 1.0}) != plain
+    assert draw(backend, {file: 1.0}) == draw(random_backend(), {file: 1.0}) != plain
     assert draw(backend) == plain
 
 
@@ -307,7 +295,7 @@ def test_a_lora_is_read_once_and_the_oldest_goes_first(tmp_path: Path, monkeypat
 
 
 def test_the_leaner_way_keeps_nothing_of_before(tmp_path: Path) -> None:
-    backend, file = load_tiny(EngineSettings(backend="tiny")), make_lora(tmp_path / "a.safetensors")
+    backend, file = random_backend(), make_lora(tmp_path / "a.safetensors")
     draw(backend, {file: 1.0})
     held = set(backend._adapters._kept)
     draw(backend, lean=True)

@@ -16,7 +16,7 @@ from gpu_memory import ProcessMeter
 from tenkaigen_worker.config import Settings
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.config_generation import ModeSettings
-from tenkaigen_worker.engine.tiny import build_pipeline
+from tenkaigen_worker.engine.tiny import load_demo_model
 from tenkaigen_worker.errors import TenkaigenError
 
 SHORT = ModeSettings(steps=2, guidance_scale=2.0)
@@ -109,7 +109,7 @@ def bytes_in_bfloat16(module: torch.nn.Module) -> int:
 
 
 def small_pipeline() -> Any:
-    small = build_pipeline()
+    small = load_demo_model(EngineSettings(backend="tiny"))._pipe
     return gpu_models.assemble(
         CPU,
         lambda: type(small.transformer).from_config(small.transformer.config),

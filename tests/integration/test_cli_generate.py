@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tenkaigen_worker.engine.demo_lora import write_demo_lora
 from tenkaigen_worker.images import read_recipe
+from tests.loras import DEMO, make_lora
 from tests.unit.pictures import gradient
 
 # A test that hangs must end some time; nothing is measured with this.
@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 120.0
 async def test_a_style_a_mode_a_lora_and_a_picture(tmp_path: Path) -> None:
     weights = tmp_path / "plugins" / "loras" / "weave.safetensors"
     weights.parent.mkdir(parents=True)
-    write_demo_lora(weights)
+    make_lora(weights, sizes=DEMO)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     lora = {"name": "Weave", "source": weights.name, "sha256": digest, "base_model": "tiny", "commercial_use": True}
     weights.with_suffix(".yaml").write_text(json.dumps(lora))

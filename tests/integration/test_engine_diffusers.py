@@ -26,9 +26,9 @@ from tenkaigen_worker.engine.devices import GIB, Footprint, choose_device, choos
 from tenkaigen_worker.engine.host import EngineProcess
 from tenkaigen_worker.engine.loaders import check_auto, footprint, load_diffusers
 from tenkaigen_worker.engine.qwen import QwenBackend
-from tenkaigen_worker.engine.tiny import build_pipeline
 from tenkaigen_worker.errors import EngineError
 from tenkaigen_worker.recipe import Model, Recipe
+from tests.random_pipeline import build_pipeline
 from tests.unit.hub_server import COMMIT, Hub, serving
 
 RECIPE = Recipe("a red fox", "", "Standard", 64, 64, "quality", 2, 4.0, "base", (7,), "diffusers", "fox")

@@ -26,12 +26,12 @@ from PIL import Image
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.backend import Stopped, load_backend
 from tenkaigen_worker.engine.base import Inputs, Picture, Step
-from tenkaigen_worker.engine.edit import Edit, load_processor
+from tenkaigen_worker.engine.edit import Edit, load_processor, make_processor
 from tenkaigen_worker.engine.qwen import QwenBackend
-from tenkaigen_worker.engine.tiny import build_pipeline, build_processor, load_tiny
 from tenkaigen_worker.errors import EngineError, InputError
 from tenkaigen_worker.recipe import Recipe
 from tests.int4 import small_pipeline, small_transformer, standin, write_checkpoint
+from tests.random_pipeline import build_pipeline, random_backend
 from tests.unit.pictures import gradient
 
 RECIPE = Recipe(
@@ -51,7 +51,7 @@ def small_and_on_one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def backend() -> QwenBackend:
-    return load_tiny(EngineSettings(backend="tiny"))
+    return random_backend()
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def run(backend: QwenBackend, recipe: Recipe, *files: Path, **more: Any) -> list
 
 def edit_pipeline() -> Any:
     pipe = build_pipeline()
-    edits = QwenImageEditPlusPipeline(**pipe.components, processor=build_processor(pipe.tokenizer))
+    edits = QwenImageEditPlusPipeline(**pipe.components, processor=make_processor(pipe.tokenizer))
     edits.set_progress_bar_config(disable=True)
     return edits
 
@@ -118,7 +118,7 @@ def test_every_picture_counts_and_their_order_does(backend: QwenBackend, files: 
 
 
 def test_prompts_are_remembered_with_their_pictures(files: list[Path], caplog: pytest.LogCaptureFixture) -> None:
-    backend = load_tiny(EngineSettings(backend="tiny"))
+    backend = random_backend()
     with caplog.at_level("INFO", "tenkaigen.engine"):
         first = run(backend, RECIPE, files[0])
         again = run(backend, RECIPE, files[0])
@@ -152,7 +152,7 @@ def test_the_text_encoder_is_told_which_tokens_are_pictures(backend: QwenBackend
 
 
 def test_variations_are_drawn_one_by_one(files: list[Path]) -> None:
-    backend = load_tiny(EngineSettings(backend="tiny", max_batch=4))
+    backend = random_backend(max_batch=4)
     told: list[Step] = []
     pictures = run(backend, replace(RECIPE, seeds=(7, 8)), files[0], report=told.append)
     assert [(picture.index, picture.seed) for picture in pictures] == [(0, 7), (1, 8)]
@@ -197,7 +197,7 @@ def models(tmp_path: Path) -> dict[str, str]:
     """A model and one for edits, as ``engine`` names them: saved as pipelines are, the second with other weights."""
     pipe = build_pipeline()
     pipe.save_pretrained(tmp_path / "fox")
-    processor = build_processor(pipe.tokenizer)
+    processor = make_processor(pipe.tokenizer)
     processor.image_processor.save_pretrained(tmp_path / "fox-edit" / "processor")
     processor.tokenizer.save_pretrained(tmp_path / "fox-edit" / "processor")
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_diffusers_draws_edits_with_the_transformer_for_edits(
         for parameter in pipe.transformer.parameters():
             parameter.mul_(1.1)
     model, cpu = backend.model, torch.device("cpu")
-    heavier = QwenBackend(pipe, model, cpu, torch.float32, processor=build_processor(pipe.tokenizer))
+    heavier = QwenBackend(pipe, model, cpu, torch.float32, processor=make_processor(pipe.tokenizer))
     assert run(heavier, edit, files[0])[0].pixels == drawn[1][0].pixels
 
 
@@ -279,7 +279,7 @@ def test_a_model_for_edits_that_is_not_here(models: dict[str, str], changes: dic
 
 def test_a_processor_as_it_was_saved_needs_no_torchvision(tmp_path: Path) -> None:
     pipe = build_pipeline()
-    processor = build_processor(pipe.tokenizer)
+    processor = make_processor(pipe.tokenizer)
     processor.image_processor.save_pretrained(tmp_path / "processor")
     processor.tokenizer.save_pretrained(tmp_path / "processor")
     loaded = load_processor(tmp_path)

@@ -15,17 +15,16 @@ import torch
 from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
 from PIL import Image
 
-from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine import latents
 from tenkaigen_worker.engine.backend import OutOfMemory, Stopped
 from tenkaigen_worker.engine.base import NO_INPUTS, Inputs, Picture, Step
 from tenkaigen_worker.engine.devices import fitting_batch
 from tenkaigen_worker.engine.qwen import QwenBackend
 from tenkaigen_worker.engine.reference import read_reference
-from tenkaigen_worker.engine.tiny import build_pipeline, load_tiny
 from tenkaigen_worker.errors import EngineError, InputError
 from tenkaigen_worker.recipe import AppliedLora, Recipe, steps_to_run
 from tests.loras import make_lora
+from tests.random_pipeline import build_pipeline, random_backend
 
 WIDTH, HEIGHT = 64, 96
 RECIPE = Recipe("a red fox", "", "Standard", WIDTH, HEIGHT, "quality", 3, 1.0, "base", (7,), "tiny", "tiny")
@@ -44,12 +43,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def backend() -> QwenBackend:
-    return load_tiny(EngineSettings(backend="tiny"))
+    return random_backend()
 
 
 def fresh(**changes: Any) -> QwenBackend:
     """A backend of its own, with these settings."""
-    return load_tiny(EngineSettings.model_validate({"backend": "tiny", **changes}))
+    return random_backend(**changes)
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
-"""A recipe on the real pipeline, in a real child, with small weights: what comes out is what diffusers makes."""
+"""The demonstration model in a real child: what comes out is what diffusers makes, at every size."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +14,21 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
+from PIL import Image, ImageChops
 
 from tenkaigen_worker.config_engine import EngineSettings
 from tenkaigen_worker.engine.base import Inputs, Step
-from tenkaigen_worker.engine.demo_lora import write_demo_lora
 from tenkaigen_worker.engine.host import EngineProcess
-from tenkaigen_worker.engine.tiny import build_pipeline
-from tenkaigen_worker.errors import InputError
+from tenkaigen_worker.engine.tiny import load_demo_model
+from tenkaigen_worker.errors import EngineError, InputError
 from tenkaigen_worker.recipe import AppliedLora, Recipe
-from tests.loras import make_lora
+from tenkaigen_worker.resources import DEMO_MODEL
+from tests.loras import DEMO, make_lora
+from tests.unit.pictures import gradient
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-RECIPE = Recipe("a red fox", "blurry", "Standard", 64, 96, "quality", 3, 4.0, "base", (7,), "tiny", "tiny")
+RECIPE = Recipe("a red fox", "blurry", "Standard", 128, 128, "quality", 3, 4.0, "base", (7,), "tiny", "tiny")
 
 
 class Listener(logging.Handler):
@@ -61,9 +65,7 @@ async def engine(logged: list[str]) -> AsyncIterator[EngineProcess]:
 def pipe() -> Iterator[Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pipe = build_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    yield pipe
+    yield load_demo_model(EngineSettings(backend="tiny", threads=1))._pipe
     torch.set_num_threads(threads)
 
 
@@ -111,13 +113,13 @@ async def test_each_picture_depends_on_its_own_seed_alone(engine: EngineProcess)
 
 
 async def test_the_largest_seed_is_a_seed(engine: EngineProcess) -> None:
-    assert len(await picture(engine, seeds=(2**32 - 1,))) == 64 * 96 * 3
+    assert len(await picture(engine, seeds=(2**32 - 1,))) == 128 * 128 * 3
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("a red fox", "a blue whale"), ("X", "Y"), ("fox " * 160 + "a", "fox " * 160 + "b")],
-    ids=["other words", "the first letter", "the end of a long prompt"],
+    [("a red fox", "a blue whale"), ("Fox", "Cat"), ("fox " * 160 + "cat", "fox " * 160 + "dog")],
+    ids=["other words", "the first word", "the end of a long prompt"],
 )
 async def test_every_word_of_the_prompt_counts(engine: EngineProcess, one: str, other: str) -> None:
     assert await picture(engine, prompt=one) != await picture(engine, prompt=other)
@@ -158,8 +160,8 @@ async def test_a_lora_and_a_wrong_one_come_to_the_child_and_leave_it_usable(
     engine: EngineProcess, tmp_path: Path
 ) -> None:
     plain, pid = await picture(engine), engine.pid
-    right, wrong = tmp_path / "right.safetensors", make_lora(tmp_path / "wrong.safetensors", targets=["blocks.0.qkv"])
-    write_demo_lora(right)
+    right = make_lora(tmp_path / "right.safetensors", sizes=DEMO)
+    wrong = make_lora(tmp_path / "wrong.safetensors", targets=["blocks.0.qkv"])
     loras = tuple(AppliedLora(file.stem, file.stem, 1.0) for file in (right, wrong))
     inputs = Inputs(loras={file.stem: file for file in (right, wrong)})
 
@@ -188,10 +190,36 @@ async def test_the_demo_model_says_that_it_is_one(engine: EngineProcess) -> None
     assert (engine.info.device, engine.info.dtype) == ("cpu", "float32")
 
 
-async def test_building_the_model_leaves_the_random_state_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    build_pipeline()
+async def test_another_size_is_scaled_from_its_own_and_says_so(engine: EngineProcess, logged: list[str]) -> None:
+    native = Image.frombytes("RGB", (128, 128), await picture(engine))
+    logged.clear()
+    (made,) = [made async for made in engine.generate(replace(RECIPE, width=256), on_step=lambda step: None)]
 
-    assert torch.equal(torch.rand(3), expected)
+    assert (made.width, made.height) == (256, 128)
+    wide = Image.frombytes("RGB", (256, 128), made.pixels)
+    assert wide.crop((64, 0, 192, 128)).tobytes() == native.tobytes()
+    assert "Engine: tenkaigen.engine: tiny draws 128 x 128 pixels; scaled to 256 x 128" in logged
+
+
+async def test_what_is_not_masked_stays_as_it_was_at_every_size(engine: EngineProcess, tmp_path: Path) -> None:
+    original, mask = gradient(256, 192).convert("RGB"), Image.new("L", (256, 192))
+    mask.paste(255, (128, 0, 256, 192))
+    original.save(tmp_path / "reference.png")
+    mask.save(tmp_path / "mask.png")
+    inputs = Inputs(reference=tmp_path / "reference.png", mask=tmp_path / "mask.png")
+    recipe = replace(RECIPE, width=256, height=192, reference="r" * 64, mask="m" * 64, strength=1.0)
+    (made,) = [made async for made in engine.generate(recipe, inputs, on_step=lambda step: None)]
+
+    drawn = Image.frombytes("RGB", original.size, made.pixels)
+    changed = ImageChops.difference(drawn, original).getbbox()
+    assert changed is not None
+    assert changed[0] >= 128
+
+
+async def test_damaged_files_say_how_to_get_them_anew(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO_MODEL, tmp_path / "demo_model"))
+    os.truncate(folder / "vae" / "diffusion_pytorch_model.safetensors", 1000)
+
+    words = "^engine.backend: tiny: the files of the demonstration model are .*install tenkaigen-worker anew"
+    with pytest.raises(EngineError, match=words):
+        load_demo_model(EngineSettings(backend="tiny"), folder)

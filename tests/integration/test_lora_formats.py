@@ -10,9 +10,9 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from tenkaigen_worker.engine.tiny import build_pipeline
 from tenkaigen_worker.loras.formats import SIZES, Format, is_layer
 from tenkaigen_worker.loras.header import BadFile, read_header
+from tests.random_pipeline import build_pipeline
 
 WORDS = {"kohya": ("lora_down.weight", "lora_up.weight"), "peft": ("lora_A.weight", "lora_B.weight"),
          "default": ("lora_A.default.weight", "lora_B.default.weight")}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rows that ask for LoRAs, templates, modes, variations and pictures from pictures, on the real tiny pipeline.
+"""Rows that ask for LoRAs, templates, modes, variations and pictures from pictures, on the demonstration model.
 
 One worker makes them all; what is wrong with some of them is said before any GPU time, and the others are made.
 """
@@ -17,12 +17,12 @@ import pytest
 from PIL import Image, ImageChops
 
 from tenkaigen_worker.config import ReferenceSettings
-from tenkaigen_worker.engine.demo_lora import write_demo_lora
 from tenkaigen_worker.images import read_recipe
 from tenkaigen_worker.recipe import Recipe
 from tenkaigen_worker.references.given import Upload
 from tenkaigen_worker.references.uploads import Uploads, upload_key
 from tenkaigen_worker.storage.local import LocalStorage
+from tests.loras import DEMO, make_lora
 from tests.scenarios.program import Program, Start
 from tests.scenarios.rows import until_final
 from tests.unit.lora_bytes import lora_bytes
@@ -90,7 +90,7 @@ async def test_all_that_a_row_can_ask_for(
     worker: Program, pool: asyncpg.Pool, storage: LocalStorage, plugins: Path, tmp_path: Path
 ) -> None:
     demo = tmp_path / "demo.safetensors"
-    write_demo_lora(demo)
+    make_lora(demo, sizes=DEMO)
     digest = register(plugins, "Weave", demo.read_bytes(), aliases=["Loomland"], trigger_words=["woven"])
     await worker.until("worker_ready")
 
@@ -203,5 +203,5 @@ async def test_what_is_wrong_costs_no_gpu_time(
         assert row["error_code"] in ("invalid_request", "lora_unusable"), name
         assert wrong[name][1] in row["error_message"], name
     at_engine = [line["job_id"] for line in worker.lines if line.get("action") == "job_generating"]
-    # Which layers the tiny model has, its engine alone knows; it looks before it draws.
+    # Which layers the demonstration model has, its engine alone knows; it looks before it draws.
     assert set(at_engine) == {str(fine), str(jobs["other sizes"])}

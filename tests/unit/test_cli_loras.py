@@ -73,8 +73,9 @@ def test_a_file_is_added_and_listed(run: Run, file: Path, tmp_path: Path) -> Non
     assert (made.aliases, made.match_prompt, made.trigger_words) == (("Figure", "fig"), True, ("my figure",))
     assert (made.weight, made.licence, made.commercial_use, made.description) == (-0.5, "MIT", True, "Zoë")
 
-    (listed,) = json.loads(run("list", "--json").stdout)
+    listed, shipped = json.loads(run("list", "--json").stdout)
     assert (listed["name"], listed["sha256"], listed["file"]) == ("My Figure", SHA, str(file))
+    assert (shipped["name"], shipped["base_model"]) == ("Neon Sign", "tiny")
     assert "Figure, fig" in run("list").stdout
 
 
@@ -138,7 +139,7 @@ def test_verify_finds_what_is_wrong(run: Run, file: Path, tmp_path: Path) -> Non
     good = cached(tmp_path, lora_bytes(1, into=3072, out=3072), used_at=7)
 
     result = run("verify")
-    assert (result.exit_code, result.stdout) == (0, "ok     ink\nok     Mine\n")
+    assert (result.exit_code, result.stdout) == (0, "ok     ink\nok     Mine\nok     Neon Sign\n")
     assert good.stat().st_atime == 7
 
     cached(tmp_path, lora_bytes(2))
@@ -162,7 +163,7 @@ def test_a_file_that_may_only_be_read_is_not_wrong(
 
     assert run("add", "mine.safetensors", "--name", "Mine").exit_code == 0
     monkeypatch.setattr(os, "utime", refuse)
-    assert run("verify").stdout == "ok     Mine\n"
+    assert run("verify").stdout == "ok     Mine\nok     Neon Sign\n"
 
 
 def test_prune_removes_what_nobody_needs(run: Run, tmp_path: Path) -> None:

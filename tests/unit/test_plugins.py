@@ -62,7 +62,7 @@ def test_what_ships_is_always_there(tmp_path: Path) -> None:
     assert [(p.name, p.hooks, p.offers) for p in plugins.describe()] == [
         ("styles", ("register_styles",), {"styles": 9}),
         ("templates", (), {"templates": 3}),
-        ("loras", ("register_loras",), {}),
+        ("loras", ("register_loras",), {"loras": 1}),
         ("tidy_prompt.py", ("transform_prompt",), {}),
     ]
 

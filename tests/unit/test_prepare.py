@@ -165,7 +165,8 @@ async def test_the_modes_lora_comes_with_it(folder: Path, storage: LocalStorage)
     assert "mode: warp cannot be used here: the LoRA Flux was made for Flux" in await complaint(here, mode="warp")
     # Nobody is told of what cannot be used.
     assert here.usable_modes(MODEL) == ("quality", "lightning")
-    assert here.usable_loras("tiny") == {"Fast": (), "Kaiju": (), "Sumi": ("Edo",)}
+    assert here.usable_loras("tiny") == {"Fast": (), "Kaiju": (), "Neon Sign": (), "Sumi": ("Edo",)}
+    assert "Neon Sign" not in here.usable_loras("Qwen/Qwen-Image")
     offered = here.offered(replace(MODEL, base="Flux"))
     assert (list(offered.modes), list(offered.loras)) == (["quality", "warp"], ["Flux"])
 
