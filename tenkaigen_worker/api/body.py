@@ -36,7 +36,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _malformed(str(error)) from None
     if not isinstance(value, dict):
-        raise _malformed('it must be an object such as {"prompt": "A phoenix rising", "style": "Anime"}')
+        raise _malformed('it must be an object such as {"prompt": "A dragon", "style": "Anime"}')
     return value
 
 

@@ -85,7 +85,7 @@ def cli(ctx: click.Context, config: Path | None) -> None:
     Example:
       tenkaigen demo
       tenkaigen up
-      tenkaigen submit "A phoenix rising" --style Anime --wait
+      tenkaigen submit "A dragon" --style Anime --wait
     """
     ctx.obj = config
 

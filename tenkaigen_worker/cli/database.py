@@ -58,7 +58,7 @@ def psql(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     \b
     Example:
       tenkaigen psql
-      tenkaigen psql -c "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime')"
+      tenkaigen psql -c "INSERT INTO generation_jobs (prompt, style) VALUES ('A dragon', 'Anime')"
     """
     ctx.exit(run(_psql(load_settings(ctx).settings, arguments)))
 

@@ -40,8 +40,8 @@ def generate(ctx: click.Context, /, output: Path, **fields: Any) -> None:
 
     \b
     Example:
-      tenkaigen generate "A cyberpunk samurai" --style Anime -o samurai.png
-      tenkaigen generate "A phoenix rising" --seed 7 --count 2
+      tenkaigen generate "A ninja" --style Anime -o ninja.png
+      tenkaigen generate "A dragon" --seed 7 --count 2
       tenkaigen generate "A dragon" --style line_art --mode lightning --lora Ink:0.8 -o dragon.png
       tenkaigen generate "A dragon, in ink" --reference dragon.png --strength 0.5 -o inked.png
       tenkaigen generate "The fox wears that coat" --mode edit --reference fox.png --reference coat.png

@@ -54,12 +54,12 @@ def submit(
 
     \b
     Example:
-      tenkaigen submit "A phoenix rising" --style Anime --wait
+      tenkaigen submit "A dragon" --style Anime --wait
       tenkaigen submit "A fox" --reference fox.jpg --strength 0.5
       tenkaigen submit "The fox in that coat" --mode edit --reference fox.jpg --reference coat.jpg
       tenkaigen submit "A fox" --template sticker --var mood=sleepy
       tenkaigen submit --file prompts.txt --style "Line Art" --output pictures
-      echo "A lighthouse in a storm" | tenkaigen submit --file -
+      echo "A castle" | tenkaigen submit --file -
     """
     prompts = _prompts(prompt, file, needed=not fields["template"])
     settings = load_settings(ctx).settings
@@ -112,7 +112,7 @@ def _prompts(prompt: str | None, file: TextIO | None, *, needed: bool) -> Sequen
     if prompt is None and file is None and not needed:
         return [("", "")]
     if (prompt is None) == (file is None):
-        raise click.UsageError("Give either a prompt or --file, such as: tenkaigen submit 'A phoenix rising'")
+        raise click.UsageError("Give either a prompt or --file, such as: tenkaigen submit 'A dragon'")
     if file is None:
         return [("", prompt or "")]
     try:

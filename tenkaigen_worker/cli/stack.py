@@ -19,7 +19,7 @@ from tenkaigen_worker.cli.signals import cancel_on_stop
 if TYPE_CHECKING:
     from tenkaigen_worker.config import Loaded
 
-INSERT = "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime') RETURNING id;"
+INSERT = "INSERT INTO generation_jobs (prompt, style) VALUES ('A dragon', 'Anime') RETURNING id;"
 # A stop waits for the worker's own grace time, and then a little.
 MARGIN_SECONDS = 10.0
 
@@ -43,7 +43,7 @@ def up(ctx: click.Context) -> None:
     \b
     Example:
       tenkaigen up
-      tenkaigen psql -c "INSERT INTO generation_jobs (prompt, style) VALUES ('A phoenix rising', 'Anime')"
+      tenkaigen psql -c "INSERT INTO generation_jobs (prompt, style) VALUES ('A dragon', 'Anime')"
     """
     from tenkaigen_worker.logs import configure_logging
 
