@@ -104,8 +104,8 @@ def prompts() -> Measure:
 
     def measure(samples: Samples) -> None:
         text = f"{LONG_PROMPT} {next(numbers)}"
-        samples.add(HIT if text in encoder else MISS, lambda: encoder.encode(text))
-        samples.add(HIT if text in encoder else MISS, lambda: encoder.encode(text))
+        samples.add(HIT if encoder.knows(text) else MISS, lambda: encoder.encode(text))
+        samples.add(HIT if encoder.knows(text) else MISS, lambda: encoder.encode(text))
 
     return measure
 

@@ -151,10 +151,9 @@ def footprint(pipe: Any) -> Footprint:
 
 
 @contextmanager
-def load_errors(
-    folder: Path, name: str, *, setting: str = "engine.model", advice: str = "get them anew"
-) -> Iterator[None]:
+def load_errors(folder: Path, name: str, *, setting: str = "engine.model", advice: str | None = None) -> Iterator[None]:
     """Turn what libraries raise over a model's files into an ``EngineError`` that names a setting and what to do."""
+    advice = advice or f"get them anew to {folder}"
     try:
         yield
     except MemoryError as error:
@@ -169,5 +168,5 @@ def load_errors(
         cause = " ".join(str(error).split())[:300]
         raise EngineError(
             Code.ENGINE_FAILED,
-            f"{setting}: the files of {name} are incomplete or damaged ({cause}); {advice} to {folder}",
+            f"{setting}: the files of {name} are incomplete or damaged ({cause}); {advice}",
         ) from error

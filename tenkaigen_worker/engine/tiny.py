@@ -38,7 +38,7 @@ def load_demo_model(settings: EngineSettings, folder: Path = DEMO_MODEL) -> Qwen
     limit_threads(settings)
     device = choose_device("cpu" if settings.device == "auto" else settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    how = {"setting": "engine.backend: tiny", "advice": "install tenkaigen-worker anew, which puts them"}
+    how = {"setting": "engine.backend: tiny", "advice": "install tenkaigen-worker anew"}
     with load_errors(folder, "the demonstration model", **how):
         pipe = QwenImagePipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
         pipe.to(device)

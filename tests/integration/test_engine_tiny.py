@@ -220,6 +220,6 @@ async def test_damaged_files_say_how_to_get_them_anew(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DEMO_MODEL, tmp_path / "demo_model"))
     os.truncate(folder / "vae" / "diffusion_pytorch_model.safetensors", 1000)
 
-    words = "^engine.backend: tiny: the files of the demonstration model are .*install tenkaigen-worker anew"
+    words = "^engine.backend: tiny: the files of the demonstration model are .*install tenkaigen-worker anew$"
     with pytest.raises(EngineError, match=words):
         load_demo_model(EngineSettings(backend="tiny"), folder)
