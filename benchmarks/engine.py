@@ -1,7 +1,7 @@
 """What the engine saves: remembered prompts, LoRAs switched without a reload, variations drawn together.
 
 The weights are the demonstration model's, and its text encoder is tiny: what a remembered prompt saves on the real one
-is far more. For LoRAs the transformer has as many layers as Qwen-Image, 840 of them in 60 blocks, each 1/24 as wide:
+is far more. For LoRAs the transformer has as many layers as Qwen-Image, 840 of them in 60 blocks, each far narrower:
 that is what switching has to go through. All of a round runs in turns, in one process.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,27 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tenkaigen_worker.resources import DEMO_MODEL
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How wide a transformer is, and what comes from its text encoder."""
+    """How wide a transformer is, what comes from its text encoder, and what a token of its latents has."""
 
     width: int
     text: int
+    latents: int
 
 
-RANDOM = Sizes(48, 32)  # of tests/random_pipeline.py
-DEMO = Sizes(128, 128)  # of the demonstration model
+def demo_sizes() -> Sizes:
+    """Those of the demonstration model, as its configuration says."""
+    config = json.loads((DEMO_MODEL / "transformer" / "config.json").read_text(encoding="utf-8"))
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return Sizes(width, config["joint_attention_dim"], config["in_channels"])
+
+
+RANDOM = Sizes(48, 32, 64)  # of tests/random_pipeline.py
+DEMO = demo_sizes()
 
 TARGETS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_out.0", "transformer_blocks.1.img_mlp.net.2")
 
@@ -68,9 +79,9 @@ def shape_of(target: str, sizes: Sizes = RANDOM) -> tuple[int, int]:
     width = sizes.width
     wide = {"net.0.proj": (width, 4 * width), "net.2": (4 * width, width), "mod.1": (width, 6 * width)}
     top = {
-        "img_in": (64, width),
+        "img_in": (sizes.latents, width),
         "txt_in": (sizes.text, width),
-        "proj_out": (width, 64),
+        "proj_out": (width, sizes.latents),
         "norm_out.linear": (width, 2 * width),
     }
     return top.get(target) or next((shape for end, shape in wide.items() if target.endswith(end)), (width, width))
