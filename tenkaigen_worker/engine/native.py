@@ -65,6 +65,11 @@ class AtNativeSize:
             yield from self._backend.pictures(recipe, inputs, first=first, lean=lean, report=report, cancel=cancel)
             return
 
+        log.info(
+            "%s draws %d x %d pixels; scaled to %d x %d",
+            *(self.model.name, side, side, *size),
+            extra={"action": "picture_scaled"},
+        )
         reference = read_reference(recipe, inputs)
         with TemporaryDirectory(prefix="tenkaigen-") as folder:
             drawn = self._backend.pictures(
@@ -80,11 +85,6 @@ class AtNativeSize:
                 if reference is not None:
                     pixels = reference.keep_unmasked(pixels)
                 yield replace(picture, width=recipe.width, height=recipe.height, pixels=pixels)
-        log.info(
-            "%s draws %d x %d pixels; scaled to %d x %d",
-            *(self.model.name, side, side, *size),
-            extra={"action": "picture_scaled"},
-        )
 
     def _seen(self, reference: Reference | None, inputs: Inputs, folder: Path) -> Inputs:
         """What the model sees of the inputs, at its own size, written to ``folder``."""
