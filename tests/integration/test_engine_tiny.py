@@ -37,24 +37,32 @@ class Listener(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
+        self._news = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
+        self._news.set()
+
+    async def until(self, line: str) -> None:
+        """Wait for a line: what the child logs comes by a pipe of its own."""
+        while line not in self.lines:
+            self._news.clear()
+            await self._news.wait()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def logged() -> AsyncIterator[list[str]]:
+async def logged() -> AsyncIterator[Listener]:
     """Everything that the engine logs, from its start on."""
     listener, logger = Listener(), logging.getLogger("tenkaigen.engine")
     logger.addHandler(listener)
     logger.setLevel(logging.INFO)
-    yield listener.lines
+    yield listener
     logger.setLevel(logging.NOTSET)
     logger.removeHandler(listener)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(logged: list[str]) -> AsyncIterator[EngineProcess]:
+async def engine(logged: Listener) -> AsyncIterator[EngineProcess]:
     engine = EngineProcess(EngineSettings(backend="tiny", threads=1))
     await engine.start()
     yield engine
@@ -176,12 +184,12 @@ async def test_a_lora_and_a_wrong_one_come_to_the_child_and_leave_it_usable(
     assert (await picture(engine), engine.pid) == (plain, pid)
 
 
-async def test_the_libraries_do_not_chatter(engine: EngineProcess, logged: list[str]) -> None:
+async def test_the_libraries_do_not_chatter(engine: EngineProcess, logged: Listener) -> None:
     await picture(engine)
 
     said = "Engine: tenkaigen.engine: "
     ours = ("Model tiny is ready on cpu (float32)", f"{said}Prompts encoded in ", f"{said}LoRAs applied in ")
-    assert [line for line in logged if not line.startswith(ours)] == []
+    assert [line for line in logged.lines if not line.startswith(ours)] == []
 
 
 async def test_the_demo_model_says_that_it_is_one(engine: EngineProcess) -> None:
@@ -190,16 +198,15 @@ async def test_the_demo_model_says_that_it_is_one(engine: EngineProcess) -> None
     assert (engine.info.device, engine.info.dtype) == ("cpu", "float32")
 
 
-async def test_another_size_is_scaled_from_its_own_and_says_so(engine: EngineProcess, logged: list[str]) -> None:
+async def test_another_size_is_scaled_from_its_own_and_says_so(engine: EngineProcess, logged: Listener) -> None:
     native = Image.frombytes("RGB", (128, 128), await picture(engine))
-    logged.clear()
+    logged.lines.clear()
     (made,) = [made async for made in engine.generate(replace(RECIPE, width=256), on_step=lambda step: None)]
 
     assert (made.width, made.height) == (256, 128)
     wide = Image.frombytes("RGB", (256, 128), made.pixels)
     assert wide.crop((64, 0, 192, 128)).tobytes() == native.tobytes()
-    while "Engine: tenkaigen.engine: tiny draws 128 x 128 pixels; scaled to 256 x 128" not in logged:
-        await asyncio.sleep(0)  # what the child logs comes by a pipe of its own
+    await logged.until("Engine: tenkaigen.engine: tiny draws 128 x 128 pixels; scaled to 256 x 128")
 
 
 async def test_what_is_not_masked_stays_as_it_was_at_every_size(engine: EngineProcess, tmp_path: Path) -> None:
