@@ -1,10 +1,11 @@
-"""What the demonstration model draws: the words, the style and the LoRA that it is asked for can be seen in the picture."""
+"""What the demonstration model draws: words, style, LoRA and edits can be seen in the picture."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,10 +31,10 @@ def model() -> AtNativeSize:
     return load_tiny(EngineSettings(backend="tiny", threads=1))
 
 
-def draw(model: AtNativeSize, words: str, style: str = "Standard", inputs: Inputs | None = None, **more: object) -> Pixels:
+def draw(model: AtNativeSize, words: str, style: str = "Standard", inputs: Inputs | None = None, **more: Any) -> Pixels:
     """Draw words in a shipped style; answers the picture, (128, 128, 3), from 0 to 1."""
     prompt, negative = style_texts()[style]
-    recipe = replace(RECIPE, prompt=prompt.replace("{prompt}", words), negative_prompt=negative, style=style, **more)  # type: ignore[arg-type]
+    recipe = replace(RECIPE, prompt=prompt.replace("{prompt}", words), negative_prompt=negative, style=style, **more)
     (drawn,) = model.pictures(
         recipe, inputs or Inputs(), first=0, lean=False, report=lambda *_: None, cancel=threading.Event()
     )
