@@ -9,14 +9,13 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageFilter, ImageOps
 
 from tenkaigen_worker.engine.backend import Backend, Report
 from tenkaigen_worker.engine.base import Inputs, Picture
 from tenkaigen_worker.engine.reference import Reference, read_reference
+from tenkaigen_worker.errors import FieldProblem, InputError
 from tenkaigen_worker.offers import Limits
 from tenkaigen_worker.recipe import Model, Recipe
 
@@ -71,31 +70,33 @@ class AtNativeSize:
             extra={"action": "picture_scaled"},
         )
         reference = read_reference(recipe, inputs)
-        with TemporaryDirectory(prefix="tenkaigen-") as folder:
-            drawn = self._backend.pictures(
-                replace(recipe, width=side, height=side),
-                self._seen(reference, inputs, Path(folder)),
-                first=first,
-                lean=lean,
-                report=report,
-                cancel=cancel,
-            )
-            for picture in drawn:
-                pixels = scaled(Image.frombytes("RGB", (side, side), picture.pixels), size).tobytes()
-                if reference is not None:
-                    pixels = reference.keep_unmasked(pixels)
-                yield replace(picture, width=recipe.width, height=recipe.height, pixels=pixels)
+        if reference is not None:
+            inputs = self._seen(reference, inputs)
+        drawn = self._backend.pictures(
+            replace(recipe, width=side, height=side), inputs, first=first, lean=lean, report=report, cancel=cancel
+        )
+        for picture in drawn:
+            pixels = scaled(Image.frombytes("RGB", (side, side), picture.pixels), size).tobytes()
+            if reference is not None:
+                pixels = reference.keep_unmasked(pixels)
+            yield replace(picture, width=recipe.width, height=recipe.height, pixels=pixels)
 
-    def _seen(self, reference: Reference | None, inputs: Inputs, folder: Path) -> Inputs:
-        """What the model sees of the inputs, at its own size, written to ``folder``."""
-        if reference is None:
-            return inputs
-        native = (self._side, self._side)
-        picture, mask = folder / "reference.png", folder / "mask.png"
+    def _seen(self, reference: Reference, inputs: Inputs) -> Inputs:
+        """What the model sees of the inputs, at its own size.
+
+        It is written beside the reference, into the folder of the job, which goes however the job ends.
+        """
+        assert inputs.reference is not None  # noqa: S101 - read_reference() read it
+        native, folder = (self._side, self._side), inputs.reference.parent
+        picture, mask = folder / "native_reference.png", folder / "native_mask.png"
         ImageOps.fit(reference.picture, native, Image.Resampling.LANCZOS).save(picture)
         if reference.mask is None:
             return replace(inputs, reference=picture)
-        touched(reference.mask, native).save(mask)
+        seen = touched(reference.mask, native)
+        if seen.getbbox() is None:
+            text = f"lies beside the square in the middle, where alone {self.model.name} draws; mask a part of that"
+            raise InputError.of([FieldProblem("mask", text)])
+        seen.save(mask)
         return replace(inputs, reference=picture, mask=mask)
 
 

@@ -40,7 +40,7 @@ def load_demo_model(settings: EngineSettings, folder: Path = DEMO_MODEL) -> Qwen
     dtype = choose_dtype(settings.dtype, device)
     how = {"setting": "engine.backend: tiny", "advice": "install tenkaigen-worker anew"}
     with load_errors(folder, "the demonstration model", **how):
-        pipe = QwenImagePipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        pipe = QwenImagePipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
         pipe.to(device)
     model = Model(
         backend="tiny",

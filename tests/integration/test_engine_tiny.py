@@ -37,10 +37,12 @@ class Listener(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
+        self.actions: dict[str, str] = {}
         self._news = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
+        self.actions[record.getMessage()] = getattr(record, "action", "")
         self._news.set()
 
     async def until(self, line: str) -> None:
@@ -188,7 +190,12 @@ async def test_the_libraries_do_not_chatter(engine: EngineProcess, logged: Liste
     await picture(engine)
 
     said = "Engine: tenkaigen.engine: "
-    ours = ("Model tiny is ready on cpu (float32)", f"{said}Prompts encoded in ", f"{said}LoRAs applied in ")
+    ours = (
+        "Model tiny is ready on cpu (float32)",
+        f"{said}Prompts encoded in ",
+        f"{said}LoRAs applied in ",
+        f"{said}tiny draws 128 x 128 pixels; scaled to ",
+    )
     assert [line for line in logged.lines if not line.startswith(ours)] == []
 
 
@@ -206,7 +213,9 @@ async def test_another_size_is_scaled_from_its_own_and_says_so(engine: EnginePro
     assert (made.width, made.height) == (256, 128)
     wide = Image.frombytes("RGB", (256, 128), made.pixels)
     assert wide.crop((64, 0, 192, 128)).tobytes() == native.tobytes()
-    await logged.until("Engine: tenkaigen.engine: tiny draws 128 x 128 pixels; scaled to 256 x 128")
+    line = "Engine: tenkaigen.engine: tiny draws 128 x 128 pixels; scaled to 256 x 128"
+    await logged.until(line)
+    assert logged.actions[line] == "picture_scaled"
 
 
 async def test_what_is_not_masked_stays_as_it_was_at_every_size(engine: EngineProcess, tmp_path: Path) -> None:

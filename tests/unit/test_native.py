@@ -33,7 +33,7 @@ class Red:
     stages_ms: dict[str, int] = {}  # noqa: RUF012
 
     def pictures(self, recipe: Recipe, inputs: Inputs, **how: Any) -> Iterator[Picture]:
-        self.recipe, self.how = recipe, how
+        self.recipe, self.inputs, self.how = recipe, inputs, how
         self.seen = {
             field: Image.open(file).copy()
             for field in ("reference", "mask")
@@ -63,8 +63,10 @@ def inputs(tmp_path: Path) -> Inputs:
 
 
 def run(backend: Red, recipe: Recipe = RECIPE, inputs: Inputs = NO_INPUTS, *, first: int = 0) -> list[Picture]:
-    how = {"first": first, "lean": False, "report": lambda step: None, "cancel": threading.Event()}
-    return list(AtNativeSize(backend, SIDE).pictures(recipe, inputs, **how))
+    how = {"first": first, "lean": True, "report": lambda step: None, "cancel": threading.Event()}
+    made = list(AtNativeSize(backend, SIDE).pictures(recipe, inputs, **how))
+    assert backend.how == how
+    return made
 
 
 def pixels(picture: Picture) -> Any:
@@ -113,16 +115,36 @@ def test_what_is_not_masked_stays_as_it_was_at_full_size(red: Red, inputs: Input
     assert tuple(pixels(made)[32, 64]) == RED
 
 
-def test_without_a_mask_all_is_drawn_and_nothing_stays_behind(
-    red: Red, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+def test_without_a_mask_all_is_drawn(red: Red, inputs: Inputs) -> None:
     (made,) = run(red, REFERENCE, replace(inputs, mask=None))
 
     assert list(red.seen) == ["reference"]
     assert (pixels(made) == RED).all()
-    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_what_is_written_lies_in_the_folder_of_the_job(red: Red, inputs: Inputs, tmp_path: Path) -> None:
+    run(red, replace(REFERENCE, mask="m" * 64), inputs)
+
+    assert red.inputs.reference is not None
+    assert red.inputs.mask is not None
+    assert red.inputs.reference.parent == red.inputs.mask.parent == tmp_path
+
+
+def test_the_pictures_of_an_edit_go_through_untouched(red: Red, tmp_path: Path) -> None:
+    inputs = Inputs(references=(tmp_path / "first.png", tmp_path / "second.png"))
+    made = run(red, replace(RECIPE, references=("a" * 64, "b" * 64)), inputs)
+
+    assert red.inputs is inputs
+    assert [(one.index, one.width, one.height) for one in made] == [(0, 128, 64), (1, 128, 64)]
+
+
+def test_a_mask_beside_the_square_in_the_middle_is_refused(red: Red, inputs: Inputs, tmp_path: Path) -> None:
+    mask = Image.new("L", (RECIPE.width, RECIPE.height))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+
+    with pytest.raises(InputError, match=r"^mask: lies beside the square in the middle, where alone tiny draws"):
+        run(red, replace(REFERENCE, mask="m" * 64), inputs)
 
 
 def test_a_reference_of_another_size_than_the_recipe_is_refused(red: Red, inputs: Inputs) -> None:
