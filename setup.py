@@ -55,7 +55,13 @@ setup(
         "tenkaigen_worker.database": ["*.sql"],
         "tenkaigen_worker.api": ["static/*"],
         "tenkaigen_worker.shipped.config": ["*.yaml", "*.txt"],
-        "tenkaigen_worker.shipped.plugins": ["*.yaml", "styles/*.yaml", "templates/*.yaml", "loras/*"],
+        "tenkaigen_worker.shipped.plugins": [
+            "*.yaml",
+            "styles/*.yaml",
+            "templates/*.yaml",
+            "loras/*.yaml",
+            "loras/neon_sign.safetensors",
+        ],
         "tenkaigen_worker.shipped.migrations": ["*.sql"],
     },
     install_requires=[

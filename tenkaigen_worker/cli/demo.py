@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # What each picture is called on the sheet, and the statement that asks for it.
 FROM_WORDS = {
-    "Anime": "INSERT INTO generation_jobs (prompt, style) VALUES ('A red dragon', 'Anime')",
+    "Anime": "INSERT INTO generation_jobs (prompt, style) VALUES ('A dragon', 'Anime')",
     "Watercolor": "INSERT INTO generation_jobs (prompt, style) VALUES ('A cat', 'Watercolor')",
     "Line Art": "INSERT INTO generation_jobs (prompt, style) VALUES ('A rocket', 'Line Art')",
 }
@@ -33,11 +33,11 @@ FROM_WORDS = {
 FROM_THE_FIRST = {
     "the first, with a LoRA": (
         "INSERT INTO generation_jobs (prompt, style, seed, loras) "
-        "VALUES ('A red dragon', 'Anime', {seed}, '[\"Neon Sign\"]')"
+        "VALUES ('A dragon', 'Anime', {seed}, '[\"Neon Sign\"]')"
     ),
     "drawn from the first": (
         "INSERT INTO generation_jobs (prompt, style, reference, strength) "
-        "VALUES ('A red dragon', 'Watercolor', '{picture}', 0.7)"
+        "VALUES ('A dragon', 'Watercolor', '{picture}', 0.7)"
     ),
     "its right half drawn anew": (
         "INSERT INTO generation_jobs (prompt, style, reference, mask) "

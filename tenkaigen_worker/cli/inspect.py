@@ -34,8 +34,8 @@ def inspect(file: Path, as_json: bool) -> None:
     table = Table(box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    if values["demo"]:
-        values["demo"] = f"yes: drawn {DEMO[values['backend']]}"
+    if values["demo"] and (how := DEMO.get(str(values["backend"]))):
+        values["demo"] = f"yes: drawn {how}"
     for name, value in values.items():
         if value is not None:
             table.add_row(name, Text(_in_words(value)))

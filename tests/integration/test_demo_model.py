@@ -1,4 +1,4 @@
-"""What the demonstration model draws: words, style, LoRA and edits can be seen in the picture."""
+"""What the demonstration model draws: words, style, LoRA, reference and mask can be seen in the picture."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def test_a_style_can_be_seen_whether_the_words_are_known_or_not(model: AtNativeS
 
 
 def test_the_shipped_lora_can_be_seen(model: AtNativeSize) -> None:
-    plain = draw(model, "A red dragon", "Anime")
+    plain = draw(model, "A dragon", "Anime")
     inputs = Inputs(loras={"Neon Sign": LORAS / "neon_sign.safetensors"})
-    neon = draw(model, "neon sign, A red dragon", "Anime", inputs, loras=(AppliedLora("Neon Sign", "Neon Sign", 1.0),))
+    neon = draw(model, "neon sign, A dragon", "Anime", inputs, loras=(AppliedLora("Neon Sign", "Neon Sign", 1.0),))
 
     assert np.median(neon) < 0.25 < np.median(plain)
 

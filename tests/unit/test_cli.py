@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -98,3 +100,8 @@ def test_inspect_leaves_out_what_is_not_there(run: Run, tmp_path: Path) -> None:
     lines = [line.split(maxsplit=1) for line in run("inspect", "a.png").stdout.splitlines()]
     assert [words[1][:29] for words in lines if words[0] == "demo"] == ["yes: drawn by a demonstration"]
     assert "revision" not in [name for name, *_ in lines]
+
+
+def test_inspect_says_of_another_demonstration_only_that_it_is_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_png(Image.new("RGB", (64, 32)), replace(RECIPE, backend="other"), seed=1))
+    assert re.search("^ *demo +yes *$", run("inspect", "a.png").stdout, re.MULTILINE)
