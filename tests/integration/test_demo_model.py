@@ -19,7 +19,7 @@ from tenkaigen_worker.engine.tiny import load_tiny
 from tenkaigen_worker.recipe import AppliedLora, Recipe
 from tools.demo_model.captions import style_texts
 
-RECIPE = Recipe("", "", "Standard", 128, 128, "quality", 12, 4.0, "base", (7,), "tiny", "tiny")
+RECIPE = Recipe("", "", "Standard", 128, 128, "quality", 6, 4.0, "base", (7,), "tiny", "tiny")
 LORAS = Path(__file__).parents[2] / "plugins" / "loras"
 MASKED = (64, 0, 128, 128)  # the right half
 
@@ -57,11 +57,11 @@ def test_a_name_has_its_colour(model: AtNativeSize, words: str, channel: int) ->
 
 
 def test_other_words_for_a_name_and_words_around_it_draw_it_too(model: AtNativeSize) -> None:
-    cat, rocket = draw(model, "A cat"), draw(model, "A rocket")
+    car, rocket = draw(model, "An automobile"), draw(model, "A rocket")
 
-    for words in ("kitten", "A cyberpunk cat at night", "The cat with a spectrometer"):
+    for words in ("A car", "A cyberpunk automobile at night", "The automobile with a spectrometer"):
         drawn = draw(model, words)
-        assert distance(drawn, cat) < distance(drawn, rocket)
+        assert distance(drawn, car) < distance(drawn, rocket) / 2
 
 
 @pytest.mark.parametrize("words", ["A castle", "A quaint lighthouse by the sea"])
