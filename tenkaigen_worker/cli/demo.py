@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # What each picture is called on the sheet, and the statement that asks for it.
 FROM_WORDS = {
-    "Anime": "INSERT INTO generation_jobs (prompt, style) VALUES ('A dragon', 'Anime')",
-    "Watercolor": "INSERT INTO generation_jobs (prompt, style) VALUES ('A cat', 'Watercolor')",
+    "Anime": "INSERT INTO generation_jobs (prompt, style) VALUES ('A castle', 'Anime')",
+    "Watercolor": "INSERT INTO generation_jobs (prompt, style) VALUES ('A penguin', 'Watercolor')",
     "Line Art": "INSERT INTO generation_jobs (prompt, style) VALUES ('A rocket', 'Line Art')",
 }
 
@@ -33,15 +33,15 @@ FROM_WORDS = {
 FROM_THE_FIRST = {
     "the first, with a LoRA": (
         "INSERT INTO generation_jobs (prompt, style, seed, loras) "
-        "VALUES ('A dragon', 'Anime', {seed}, '[\"Neon Sign\"]')"
+        "VALUES ('A castle', 'Anime', {seed}, '[\"Neon Sign\"]')"
     ),
     "drawn from the first": (
         "INSERT INTO generation_jobs (prompt, style, reference, strength) "
-        "VALUES ('A dragon', 'Watercolor', '{picture}', 0.7)"
+        "VALUES ('A castle', 'Watercolor', '{picture}', 0.7)"
     ),
     "its right half drawn anew": (
         "INSERT INTO generation_jobs (prompt, style, reference, mask) "
-        "VALUES ('A castle', 'Anime', '{picture}', '{mask}')"
+        "VALUES ('A dragon', 'Anime', '{picture}', '{mask}')"
     ),
 }
 
