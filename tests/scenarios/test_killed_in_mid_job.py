@@ -11,6 +11,8 @@ import pytest
 from tests.scenarios.program import PATIENCE_SECONDS, Start
 from tests.scenarios.rows import insert, skip_backoff, until_final
 
+# Tests run side by side, one per core: more torch threads than that wait for each other.
+ONE_THREAD = {"TENKAIGEN_ENGINE__THREADS": "1"}
 SLOW = "A phoenix rising [slow 0.05]"
 
 
@@ -20,7 +22,7 @@ def files_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(("backend", "prompt"), [("blank", SLOW), ("tiny", "A phoenix rising")])
 async def test_killed_worker(backend: str, prompt: str, start: Start, pool: asyncpg.Pool, tmp_path: Path) -> None:
-    doomed = await start("worker", TENKAIGEN_ENGINE__BACKEND=backend)
+    doomed = await start("worker", TENKAIGEN_ENGINE__BACKEND=backend, **ONE_THREAD)
     await doomed.until("worker_ready")
     job_id = await insert(pool, prompt)
     await doomed.until("job_generating")
@@ -32,7 +34,7 @@ async def test_killed_worker(backend: str, prompt: str, start: Start, pool: asyn
     psutil.wait_procs(engines, timeout=PATIENCE_SECONDS)
     assert not [engine for engine in engines if engine.is_running()], "the engine outlived its worker"
 
-    heir = await start("worker", TENKAIGEN_ENGINE__BACKEND=backend)
+    heir = await start("worker", TENKAIGEN_ENGINE__BACKEND=backend, **ONE_THREAD)
     await heir.until("job_rescued")
     await skip_backoff(pool)
     row = await until_final(pool, job_id)
@@ -43,7 +45,7 @@ async def test_killed_worker(backend: str, prompt: str, start: Start, pool: asyn
 
 @pytest.mark.parametrize(("backend", "prompt"), [("blank", SLOW), ("tiny", "A phoenix rising")])
 async def test_killed_engine(backend: str, prompt: str, start: Start, pool: asyncpg.Pool, tmp_path: Path) -> None:
-    worker = await start("worker", TENKAIGEN_ENGINE__BACKEND=backend)
+    worker = await start("worker", TENKAIGEN_ENGINE__BACKEND=backend, **ONE_THREAD)
     await worker.until("worker_ready")
     job_id = await insert(pool, prompt)
     await worker.until("job_generating")

@@ -42,6 +42,7 @@ async def test_a_picture_by_the_shops_two_routes(start: Start, state_dir: Path) 
         **UP,
         TENKAIGEN_STATE_DIR=str(state_dir),
         TENKAIGEN_ENGINE__BACKEND="tiny",
+        TENKAIGEN_ENGINE__THREADS="1",
         TENKAIGEN_API__PORT=free_port(),
         TENKAIGEN_STORAGE__LOCAL__PUBLIC_URL="",
     )
