@@ -84,9 +84,9 @@ class StyleClassifier:
         labels = torch.arange(len(LOOKS)).repeat(names * len(HUES))
         learned = (torch.arange(len(known)) // (len(HUES) * len(LOOKS))) % 2 == 0
         self.mean, self.std = known.mean(0), known.std(0) + 0.05
+        torch.manual_seed(0)
         self.linear = torch.nn.Linear(known.shape[1], len(LOOKS))
         optimizer = torch.optim.AdamW(self.linear.parameters(), lr=1e-3, weight_decay=0.1)
-        torch.manual_seed(0)
         inputs, targets = self._scaled(known[learned]), labels[learned]
         for _ in range(200):
             loss = F.cross_entropy(self.linear(inputs), targets)
